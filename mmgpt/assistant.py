@@ -1,0 +1,133 @@
+"""What mmgpt.load returns: model, processor and decoding behind the questions a user has."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+
+from mmgpt import checkpoint
+from mmgpt.batch import Example, collate
+from mmgpt.content import Audio, Image, Message, Part, Text, Video
+from mmgpt.generation import Decoding, decode, generate
+from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor
+from mmgpt.tasks import TASKS
+from mmgpt.tokenizer import Tokenizer
+
+# What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
+Source = Any
+T = TypeVar("T", Image, Audio, Video)
+
+BATCH_TOKENS = 8192  # prompts are decoded together up to so many tokens, room for the answers included
+
+
+class Assistant:
+    """A trained model, ready to use. Answers do not depend on what else is in a list of requests.
+
+    Args:
+        model: The model; it is put into evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: MultimodalGPT, tokenizer: Tokenizer):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.processor = Processor(model.config, tokenizer)
+
+    @overload
+    def caption(self, image: list[Source], **decoding: Any) -> list[str]: ...
+    @overload
+    def caption(self, image: Source, **decoding: Any) -> str: ...
+    def caption(self, image: Source | list[Source], **decoding: Any) -> str | list[str]:
+        """A caption of a picture (path, bytes, PIL image, array or Image); a list in gives a list out, batched."""
+        return self._task("caption", Image, image, decoding)
+
+    @overload
+    def transcribe(self, audio: list[Source], **decoding: Any) -> list[str]: ...
+    @overload
+    def transcribe(self, audio: Source, **decoding: Any) -> str: ...
+    def transcribe(self, audio: Source | list[Source], **decoding: Any) -> str | list[str]:
+        """What is said in a sound; a list in gives a list out, batched."""
+        return self._task("transcribe", Audio, audio, decoding)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        image: Source | list[Source] = (),
+        audio: Source | list[Source] = (),
+        video: Source | list[Source] = (),
+        **decoding: Any,
+    ) -> str:
+        """The answer to a question about pictures, sounds and videos: one, or a list, of each."""
+        parts: list[Part] = [*_parts(Image, image), *_parts(Audio, audio), *_parts(Video, video)]
+        return self.reply([TASKS["ask"].conversation(*parts, prompt=question)], **decoding)[0]
+
+    def generate(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> str:
+        """What the model says to a prompt of text and media in any order."""
+        return self.reply([_prompt(prompt)], **decoding)[0]
+
+    def stream(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> Iterator[str]:
+        """As `generate`, piece by piece as it is decoded."""
+        batch = collate([self.processor.encode_prompt(_prompt(prompt))]).to(self.model.device)
+        ids: list[int] = []
+        told = ""
+        for [(_, token)] in decode(self.model, batch, self.tokenizer.end, Decoding(**decoding)):
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            # A character may take several tokens; until the last of them it decodes to the replacement mark.
+            if not text.endswith("�") and len(text) > len(told):
+                yield text[len(told) :]
+                told = text
+        text = self.tokenizer.decode(ids)
+        if len(text) > len(told):
+            yield text[len(told) :]
+
+    def reply(self, conversations: Sequence[Sequence[Message]], **decoding: Any) -> list[str]:
+        """The assistant's next message in each conversation. Raises MediaError, TooLongError, ConfigError."""
+        return self.reply_examples([self.processor.encode_prompt(c) for c in conversations], Decoding(**decoding))
+
+    def reply_examples(self, prompts: Sequence[Example], decoding: Decoding) -> list[str]:
+        """As `reply`, for prompts that are encoded already. Prompts of like length are decoded together."""
+        answers = [""] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        while order:
+            cost = decoding.beams * (len(prompts[order[0]]) + decoding.max_new_tokens)
+            group, order = order[: max(1, BATCH_TOKENS // cost)], order[max(1, BATCH_TOKENS // cost) :]
+            batch = collate([prompts[i] for i in group]).to(self.model.device)
+            for i, ids in zip(group, generate(self.model, batch, self.tokenizer.end, decoding), strict=True):
+                answers[i] = self.tokenizer.decode(ids).strip()
+        return answers
+
+    @torch.inference_mode()
+    def embed(self, source: str | Part) -> torch.Tensor:
+        """A vector (width,) of a text or medium: the mean of the GPT's last hidden states over its tokens."""
+        part = Text(source) if isinstance(source, str) else source
+        example = self.processor.encode_prompt([Message("user", (part,))])
+        return self.model.hidden(collate([example]).to(self.model.device)).mean(dim=0)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the checkpoint: one directory that `mmgpt.load` reads."""
+        checkpoint.save(directory, self.model, self.tokenizer)
+
+    def _task(self, task: str, kind: type[T], source: Source | list[Source], decoding: dict[str, Any]) -> Any:
+        parts = _parts(kind, source)
+        answers = self.reply([TASKS[task].conversation(part) for part in parts], **decoding)
+        return answers if isinstance(source, list) else answers[0]
+
+
+def load(directory: str | Path, device: str | torch.device | None = None) -> Assistant:
+    """A trained model from its directory, on the GPU if there is one. Raises CheckpointError."""
+    model, tokenizer = checkpoint.load(directory)
+    return Assistant(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+
+
+def _parts(kind: type[T], source: Source | list[Source] | tuple[()]) -> list[T]:
+    sources = source if isinstance(source, list | tuple) else [source]
+    return [item if isinstance(item, kind) else kind(item) for item in sources]
+
+
+def _prompt(prompt: str | Part | Sequence[str | Part]) -> list[Message]:
+    parts = [prompt] if isinstance(prompt, str | Text | Image | Audio | Video) else list(prompt)
+    return [Message.of("user", *parts)]

@@ -1,0 +1,26 @@
+"""mmgpt ask: answer a question about pictures, sounds or videos."""
+
+from mmgpt.cli import options
+
+
+def main(arguments: list[str]) -> None:
+    parser = options.parser("ask", "Answer a question about pictures, sounds or videos, or about nothing but words.")
+    parser.add_argument("question")
+    for modality in ("image", "audio", "video"):
+        parser.add_argument(
+            f"--{modality}", action="append", default=[], metavar="FILE", help="may be given several times"
+        )
+    options.add_model(parser)
+    options.add_decoding(parser)
+    args = parser.parse_args(arguments)
+
+    import mmgpt
+
+    assistant = mmgpt.load(args.model)
+    answer = assistant.ask(
+        args.question, image=args.image, audio=args.audio, video=args.video, **options.decoding(args)
+    )
+    if args.json:
+        options.show({"question": args.question, "answer": answer})
+    else:
+        print(answer)

@@ -1,0 +1,55 @@
+"""The `mmgpt` command: finds the subcommand, runs it, and tells errors in one line."""
+
+import importlib
+import os
+import sys
+
+from mmgpt.errors import ConfigError, MmgptError
+
+# A command is a module of this package with main(arguments) -> None. It is imported only when it is called for.
+COMMANDS = {
+    "demo": "train a small model on a made world, evaluate it and write a report (start here)",
+    "train": "train a model on your own data, by a configuration file",
+    "tokenizer": "train a tokenizer on texts",
+    "caption": "describe pictures",
+    "ask": "answer a question about pictures, sounds or videos",
+    "transcribe": "write down speech",
+    "info": "what a checkpoint is: sizes, modalities, training, scores",
+}
+
+USAGE = "usage: mmgpt COMMAND [options]   (mmgpt COMMAND --help tells them; --debug shows tracebacks)\n\ncommands:\n"
+
+
+def main() -> None:
+    """Entry point. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items()))
+        sys.exit(0 if arguments else 2)
+    command, *rest = arguments
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("mmgpt"))
+        return
+    if command not in COMMANDS:
+        fail(f"{command!r} is not a command; there are: {', '.join(COMMANDS)}", 2)
+    try:
+        importlib.import_module(f"mmgpt.cli.{command}").main(rest)
+    except MmgptError as error:
+        if debug:
+            raise
+        fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone: say nothing more, not even while Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"mmgpt: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

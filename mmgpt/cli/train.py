@@ -1,0 +1,96 @@
+"""mmgpt train: a training run from a configuration file and fields set on the command line."""
+
+import difflib
+from pathlib import Path
+
+from mmgpt.config import TrainConfig, from_dict
+from mmgpt.errors import ConfigError
+
+
+def main(arguments: list[str]) -> None:
+    run(parse(arguments))
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """The configuration: defaults, then the file, then the command line. Raises ConfigError."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog="mmgpt train", description=TrainConfig.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file of these fields; see configs/")
+    parser.add_class_arguments(TrainConfig, None)
+    for path in _files(arguments):
+        _check_keys(path)
+    try:
+        parsed = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(
+            _with_nearest(str(error), [name for a in parser._actions for name in a.option_strings])
+        ) from None
+    values = parser.instantiate(parsed).as_dict()
+    return TrainConfig(**{name: value for name, value in values.items() if name != "config"})
+
+
+def run(config: TrainConfig) -> None:
+    """Train, evaluate on the validation split, and write the report."""
+    save_config(config)
+
+    from mmgpt.training.report import finish
+    from mmgpt.training.run import train
+
+    finish(config, train(config))
+    print(f"\nnext:  mmgpt info {config.out}\n       open {Path(config.out) / 'report.html'} in a browser")
+
+
+def save_config(config: TrainConfig) -> None:
+    """OUT/config.yaml: enough to run it again with `mmgpt train --config`."""
+    import dataclasses
+    import json
+
+    import yaml
+
+    from mmgpt.files import atomic_write
+
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML knows no tuples
+    with atomic_write(out / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _files(arguments: list[str]) -> list[Path]:
+    files = []
+    for here, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here == "--config":
+            files.append(Path(after))
+        elif here.startswith("--config="):
+            files.append(Path(here.removeprefix("--config=")))
+    return files
+
+
+def _check_keys(path: Path) -> None:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror or error}; name a configuration file, such as those in configs/"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no fields; see configs/ for examples")
+    from_dict(TrainConfig, values, str(path))
+
+
+def _with_nearest(message: str, options: list[str]) -> str:
+    """jsonargparse names an unknown option; say which one was probably meant."""
+    for word in message.split():
+        option = word.partition("=")[0]
+        if (
+            option.startswith("--")
+            and option not in options
+            and (near := difflib.get_close_matches(option, options, 1))
+        ):
+            return f"{message}; did you mean {near[0]}?"
+    return message

@@ -1,0 +1,369 @@
+"""The typed configurations, free of torch, and the pure functions that count media tokens from them.
+
+A model's configuration is *resolved* once its encoders are built: what was None is then filled in with what
+the backbone says of itself (its input size, normalisation, grid, width). Resolved configurations are saved
+with the checkpoint, so preprocessing at inference is that of training, and data workers count media tokens
+without a module.
+"""
+
+import difflib
+from dataclasses import dataclass, field, is_dataclass, replace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mmgpt.errors import ConfigError
+
+
+@dataclass
+class GPTConfig:
+    """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it.
+
+    Args:
+        vocab_size: Number of token ids; 0 means "as many as the tokenizer has".
+        width: Size of the residual stream.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        kv_heads: Number of key and value heads (grouped-query attention); None means as many as heads.
+        head_width: Size of one head; None means width / heads.
+        mlp_width: Hidden size of the MLP; None means 4 x width (8/3 x width, rounded up to 32, for swiglu).
+        context: Most tokens a document may have.
+        position: rotary (Su et al. 2021), learned (GPT-2) or sinusoidal (Vaswani et al. 2017).
+        rotary_base: Base of the rotary frequencies.
+        norm: layer (LayerNorm) or rms (RMSNorm).
+        norm_eps: Epsilon of the norms.
+        activation: gelu, gelu_tanh (GPT-2's) or swiglu (Shazeer 2020).
+        attention_bias: Biases in the query, key and value projections.
+        bias: Biases in all other linear layers and in LayerNorm.
+        tied_head: The output head shares the token embedding's weight.
+        dropout: Dropout on embeddings, attention output and MLP output.
+    """
+
+    vocab_size: int = 0
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None
+    head_width: int | None = None
+    mlp_width: int | None = None
+    context: int = 1024
+    position: Literal["rotary", "learned", "sinusoidal"] = "rotary"
+    rotary_base: float = 10_000.0
+    norm: Literal["layer", "rms"] = "rms"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "swiglu"
+    attention_bias: bool = False
+    bias: bool = False
+    tied_head: bool = True
+    dropout: float = 0.0
+
+    def resolved(self) -> "GPTConfig":
+        """A copy with kv_heads, head_width and mlp_width filled in. Raises ConfigError for settings that do not fit."""
+        for name, kind in get_type_hints(GPTConfig).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"gpt.{name}: {getattr(self, name)!r} is none of {', '.join(get_args(kind))}")
+        for name in ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "context"):
+            size, optional = getattr(self, name), name in ("kv_heads", "head_width", "mlp_width")
+            if not (isinstance(size, int) and size >= 1) and not (size is None and optional):
+                raise ConfigError(f"gpt.{name}: must be a whole number from 1 on, not {size!r}")
+        if self.head_width is None and self.width % self.heads:
+            raise ConfigError(f"gpt.heads: {self.heads} heads do not divide width {self.width}; set gpt.head_width")
+        head_width = self.head_width or self.width // self.heads
+        kv_heads = self.kv_heads or self.heads
+        if self.heads % kv_heads:
+            raise ConfigError(f"gpt.kv_heads: {kv_heads} does not divide the {self.heads} heads")
+        if self.position == "rotary" and head_width % 2:
+            raise ConfigError(f"gpt.head_width: must be even for rotary positions, not {head_width}")
+        mlp_width = self.mlp_width or (
+            -(-self.width * 8 // 3 // 32) * 32 if self.activation == "swiglu" else 4 * self.width
+        )
+        return replace(self, kv_heads=kv_heads, head_width=head_width, mlp_width=mlp_width)
+
+
+@dataclass
+class ImageEncoderConfig:
+    """A timm backbone that turns a picture into tokens.
+
+    Args:
+        name: A timm model name: a ViT (patch tokens), or a convolutional backbone (its last feature map).
+        pretrained: Fetch the pretrained weights when a new model is built.
+        weights: A local file of timm weights (.safetensors) instead of the hub's.
+        layer: Which block or stage gives the tokens; -1 is the last, and those after it are dropped.
+        prefix: Keep class and register tokens in front of the patch tokens.
+        size: Input height and width in pixels; None means the backbone's own.
+        args: More arguments of timm.create_model (depths, dims, ...).
+        frozen: Train none of it.
+        mean, std: Normalisation per channel of pixels in 0..1; None means the backbone's own.
+        grid: Rows and columns of the token grid (resolved).
+        prefix_tokens: Number of tokens in front of the grid (resolved).
+        width: Size of a token (resolved).
+    """
+
+    name: str = "vit_small_patch16_224"
+    pretrained: bool = False
+    weights: str | None = None
+    layer: int = -1
+    prefix: bool = False
+    size: tuple[int, int] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int | None = None
+    width: int | None = None
+
+
+@dataclass
+class AudioEncoderConfig:
+    """Log-mel spectrogram and a CNN that turn a sound into tokens.
+
+    Args:
+        name: "conv", our compact causal CNN for token streams, or a timm convolutional backbone.
+        pretrained: Fetch the pretrained weights when a new model is built (timm backbones).
+        weights: A local file of timm weights (.safetensors) instead of the hub's.
+        sample_rate: In Hz; sounds are resampled to it.
+        window: Length of an analysis window in samples.
+        hop: Samples from one spectrogram frame to the next.
+        mels: Number of mel bands.
+        channels: Width of a token of "conv".
+        layers: Residual blocks of "conv".
+        reduction: Spectrogram frames to a token: 2, 4 or 8 for "conv" (resolved for timm backbones).
+        args: More arguments of timm.create_model.
+        frozen: Train none of it.
+        max_seconds: Longer sounds are refused.
+        width: Size of a token (resolved).
+    """
+
+    name: str = "conv"
+    pretrained: bool = False
+    weights: str | None = None
+    sample_rate: int = 16_000
+    window: int = 400
+    hop: int = 160
+    mels: int = 80
+    channels: int = 256
+    layers: int = 4
+    reduction: int = 4
+    args: dict[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    max_seconds: float = 30.0
+    width: int | None = None
+
+
+@dataclass
+class VideoEncoderConfig:
+    """Frames through the image encoder, and the sound track, where there is one, through the audio encoder.
+
+    Args:
+        frames: Number of frames, evenly spaced over the clip.
+        grid: Rows and columns each frame's token grid is average-pooled to: the token budget of a frame.
+        sound: Encode the sound track too, if the model has an audio encoder.
+        max_seconds: Longer clips are refused.
+        width: Size of a token (resolved).
+    """
+
+    frames: int = 8
+    grid: tuple[int, int] = (2, 2)
+    sound: bool = True
+    max_seconds: float = 60.0
+    width: int | None = None
+
+
+@dataclass
+class AdapterConfig:
+    """From an encoder's tokens to the GPT's width.
+
+    Args:
+        kind: linear, mlp (LLaVA-1.5), pixel_shuffle (factor x factor neighbours become one token, then an MLP;
+            InternVL, SmolVLM) or resampler (a fixed number of learned queries; Flamingo's perceiver).
+        factor: Neighbours per side of pixel_shuffle; along time alone for sounds.
+        queries: Tokens a resampler returns.
+        layers: Blocks of a resampler.
+        heads: Attention heads of a resampler.
+    """
+
+    kind: Literal["linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
+    factor: int = 2
+    queries: int = 16
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass
+class ModelConfig:
+    """A multimodal GPT: which encoders it has, how each is fused, and the decoder.
+
+    Args:
+        gpt: The decoder.
+        image: The image encoder; None for a model that does not see.
+        audio: The audio encoder; None for a model that does not hear.
+        video: The video encoder, which needs the image encoder.
+        adapters: The adapter of each modality, by its name; a modality not named here gets an mlp.
+    """
+
+    gpt: GPTConfig = field(default_factory=GPTConfig)
+    image: ImageEncoderConfig | None = None
+    audio: AudioEncoderConfig | None = None
+    video: VideoEncoderConfig | None = None
+    adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+
+    def adapter(self, modality: str) -> AdapterConfig:
+        return self.adapters.get(modality, AdapterConfig())
+
+
+# What an encoder returns for one input: `prefix` tokens, then a grid, then `suffix` tokens. Adapters that look at
+# neighbours (pixel_shuffle) need the grid; the rest need only the sum.
+@dataclass(frozen=True)
+class TokenGrid:
+    """The shape of one input's tokens: `prefix` single ones, `rows` x `columns` in a grid, `suffix` single ones."""
+
+    rows: int
+    columns: int = 1
+    prefix: int = 0
+    suffix: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.prefix + self.rows * self.columns + self.suffix
+
+
+def image_grid(config: ImageEncoderConfig) -> TokenGrid:
+    """The tokens of any picture, which is resized to the encoder's input size. Needs a resolved configuration."""
+    if config.grid is None or config.prefix_tokens is None:
+        raise ConfigError(f"image encoder {config.name}: not resolved; build the encoder first and use its .config")
+    return TokenGrid(*config.grid, prefix=config.prefix_tokens)
+
+
+def audio_grid(config: AudioEncoderConfig, samples: int) -> TokenGrid:
+    """The tokens of a sound of so many samples at the encoder's rate: one per hop x reduction samples, rounded up."""
+    return TokenGrid(rows=-(-samples // (config.hop * config.reduction)))
+
+
+def video_grid(config: VideoEncoderConfig, audio: AudioEncoderConfig | None, sound_samples: int) -> TokenGrid:
+    """The tokens of a clip: frames x the pooled grid, then those of its sound track (0 samples: none)."""
+    rows, columns = config.grid
+    sound = audio_grid(audio, sound_samples).count if audio is not None and config.sound else 0
+    return TokenGrid(rows=config.frames * rows, columns=columns, suffix=sound)
+
+
+def slot_count(config: AdapterConfig, tokens: TokenGrid) -> int:
+    """How many slots of the sequence an encoder's tokens fill after the adapter.
+
+    pixel_shuffle rounds each side of the grid up (the rim is filled with zeros) and passes prefix and suffix tokens on
+    one by one; a grid of one column is shuffled along its rows alone.
+    """
+    if config.kind == "resampler":
+        return config.queries
+    if config.kind == "pixel_shuffle":
+        across = 1 if tokens.columns == 1 else config.factor
+        grid = -(-tokens.rows // config.factor) * -(-tokens.columns // across)
+        return tokens.prefix + grid + tokens.suffix
+    return tokens.count
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from.
+
+    Args:
+        format: world (the built-in demo world), captions (folder of pictures + captions file; Flickr8k's layout too),
+            coco (captions JSON), sounds (folder of sounds + transcripts or labels) or chat (JSONL of conversations).
+        path: The folder or file; not needed for world.
+        split: Which part to train on, where the data set names its splits.
+        val_split: Which part to validate on; where none is named, every tenth sample by sorted name.
+        world: small or hard (world only).
+        vocab_size: Size of the tokenizer that is trained on the texts, where none is given.
+        tokenizer: A directory with tokenizer.json; None trains one on the texts.
+        samples: Number of training samples made by world, per epoch.
+        val_samples: Most validation samples looked at.
+        workers: Processes that decode media.
+    """
+
+    format: Literal["world", "captions", "coco", "sounds", "chat"] = "world"
+    path: str | None = None
+    split: str = "train"
+    val_split: str = "dev"
+    world: Literal["small", "hard"] = "small"
+    vocab_size: int = 4096
+    tokenizer: str | None = None
+    samples: int = 50_000
+    val_samples: int = 500
+    workers: int = 0
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+
+    Args:
+        learning_rate: Peak learning rate.
+        warmup: Steps, or the share of all steps if below 1, of linear warm-up.
+        final: Learning rate at the end, as a share of the peak.
+        weight_decay: On matrices alone; norms, biases and embeddings get none.
+        betas: Of AdamW.
+        clip: Largest norm of the gradient.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    final: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+
+
+@dataclass
+class TrainConfig:
+    """One training run, complete: saved with the checkpoint, it is enough to run it again.
+
+    Args:
+        out: Directory of the run: checkpoints, log, samples, report.
+        model: The model.
+        data: The data.
+        optimizer: The optimizer and its schedule.
+        batch_size: Samples to a step.
+        epochs: Times through the data.
+        seed: Of weights, order and made data.
+        precision: auto is bf16-mixed where the machine computes in it, else 32-true.
+        val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
+        augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
+        freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
+    """
+
+    out: str = "runs/train"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_size: int = 64
+    epochs: int = 1
+    seed: int = 0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    val_every: int = 0
+    augment: bool = False
+    freeze: list[str] = field(default_factory=list)
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """A configuration dataclass from plain JSON values. Raises ConfigError for an unknown key, with the nearest one."""
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(hints)}"
+            raise ConfigError(f"{where}.{key}: unknown; {hint}")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """JSON knows no tuples and no dataclasses: make them where the type says so."""
+    if value is None:
+        return None
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for option in options:
+        if is_dataclass(option) and isinstance(value, dict):
+            return from_dict(option, value, where)
+        if get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if get_origin(option) is dict and is_dataclass(get_args(option)[1]) and isinstance(value, dict):
+            return {key: from_dict(get_args(option)[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    return value

@@ -1,0 +1,30 @@
+"""What every reader of data returns: one exchange to learn from or to be asked."""
+
+from dataclasses import dataclass
+
+from mmgpt.content import Message, Text
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and every right answer to it.
+
+    Args:
+        prompt: The messages up to and including the user's last one, with their media.
+        answers: All right answers. In training each is a document of its own, sharing the media; in evaluation all
+            are references.
+        task: Name of the task; scores are reported per task.
+        where: Where the sample comes from, for error messages: "file:line" or "world 17".
+        group: A part of the task that evaluation reports apart.
+    """
+
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    task: str
+    where: str
+    group: str = ""
+
+    def texts(self) -> list[str]:
+        """All text of the sample, prompts and answers; what a tokenizer is trained on."""
+        parts = (part for message in self.prompt for part in message.parts)
+        return [*(part.text for part in parts if isinstance(part, Text)), *self.answers]

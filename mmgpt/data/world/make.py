@@ -1,0 +1,96 @@
+"""Samples of the demo world by number, and the scoring of what a model answers to them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mmgpt.content import Message
+from mmgpt.data.sample import Sample
+from mmgpt.data.world.language import normalise, read_caption, read_description, read_verdict, read_word
+from mmgpt.data.world.scenes import pick
+from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
+from mmgpt.errors import ConfigError
+
+SPLITS = ("train", "dev", "test")
+NEW_SHARE = 0.2  # of held-out samples that show a combination never seen in training
+
+
+def tasks_of(level: str = "small") -> tuple[str, ...]:
+    """The names of a level's tasks."""
+    return tuple(LEVELS[level].forms)
+
+
+def world_sample(index: int, split: str, seed: int, level: str = "small", task: str | None = None) -> Sample:
+    """Sample number `index` of a split, the same whenever it is asked for.
+
+    Args:
+        index: Its number. Tasks take turns, the more important ones more often.
+        split: train, dev or test. The latter two have combinations of colour and shape that training never has:
+            their group is "new combination", that of other samples with shapes "seen".
+        seed: Of the whole world.
+        level: small (one or two shapes) or hard (up to four; relations, presence and order of events as well).
+        task: Make a sample of this task, whoever's turn it is.
+
+    Raises:
+        ConfigError: There is no such split, level or task.
+    """
+    for value, known, what in ((level, LEVELS, "level"), (split, SPLITS, "split")):
+        if value not in known:
+            raise ConfigError(f"world {what}: {value} is unknown; it may be {', '.join(known)}")
+    world = LEVELS[level]
+    task = task or world.turns[index % len(world.turns)]
+    if task not in world.forms:
+        raise ConfigError(f"world task: {task} is unknown; it may be {', '.join(world.forms)}")
+    entropy = (seed, SPLITS.index(split), list(LEVELS).index(level), list(world.forms).index(task), index)
+    rng = np.random.default_rng(entropy)
+    new = split != "train" and task not in WITHOUT_SHAPES and rng.random() < NEW_SHARE
+    exchange = pick(rng, world.forms[task])(rng, world, new)
+    group = "" if task in WITHOUT_SHAPES else "new combination" if new else "seen"
+    prompt = (Message.of("user", *exchange.media, exchange.prompt),)
+    return Sample(prompt, exchange.answers, task, f"world {index}", group)
+
+
+def score_answer(sample: Sample, prediction: str) -> bool:
+    """Whether a prediction answers a sample of the world rightly, in whatever wording.
+
+    A caption must name exactly the shapes there are, a description exactly what moves where and what stands still; a
+    transcript must be exact; a match is judged by the verdict at the end; other answers by the first word that could
+    be one. What cannot be read is wrong.
+    """
+    answer = sample.answers[0]
+    if sample.task == "caption":
+        return read_caption(prediction) == read_caption(answer)
+    if sample.task == "describe":
+        return read_description(prediction) == read_description(answer)
+    if sample.task == "match":
+        return read_verdict(prediction) == read_verdict(answer)
+    if len(answer.split()) > 1 or sample.task == "transcribe":
+        return normalise(prediction) == normalise(answer)
+    return read_word(prediction, answer) == answer
+
+
+class World(Sequence[Sample]):
+    """The samples of a split as a sequence; each is rendered when it is asked for.
+
+    Training samples have one of their answers, drawn like the rest, so that as many scenes as answers are seen.
+
+    Args:
+        split: train, dev or test.
+        length: Number of samples.
+        seed: Of the whole world.
+        level: small or hard.
+        task: Samples of this task alone.
+    """
+
+    def __init__(self, split: str, length: int, seed: int = 0, level: str = "small", task: str | None = None):
+        self.split, self.length, self.seed, self.level, self.task = split, length, seed, level, task
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        sample = world_sample(index, self.split, self.seed, self.level, self.task)
+        return replace(sample, answers=sample.answers[:1]) if self.split == "train" else sample

@@ -1,0 +1,55 @@
+"""What all encoders have in common."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+Tokens = tuple[Tensor, Tensor]
+"""Tokens (batch, tokens, width), zero behind each one's end, and their numbers (batch,), int64."""
+
+
+class Encoder(nn.Module):
+    """An encoder has a resolved `config`, never mixes the samples of a batch, and can be frozen."""
+
+    config: Any
+
+    @property
+    def width(self) -> int:
+        """Size of a token."""
+        return self.config.width
+
+    def freeze(self) -> Self:
+        """Train none of it from now on: no gradients, and always in evaluation mode."""
+        self.requires_grad_(False)
+        if hasattr(self.config, "frozen"):
+            self.config.frozen = True
+        return self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, save for what is frozen and for layers with running statistics, which would mix samples."""
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        for module in self.modules():
+            if hasattr(module, "running_var"):
+                module.train(False)
+        return self
+
+
+def even(tokens: Tensor) -> Tokens:
+    """Tokens (batch, tokens, width) of which each sample has equally many."""
+    return tokens, torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+
+
+def ragged(tokens: Sequence[Tensor]) -> Tokens:
+    """Tokens (tokens, width) of each sample, filled up with zeros to the longest."""
+    lengths = torch.tensor([len(one) for one in tokens], device=tokens[0].device)
+    return pad_sequence(list(tokens), batch_first=True), lengths
+
+
+def unpad(inputs: Sequence[Tensor] | Tensor, lengths: Tensor | None) -> list[Tensor]:
+    """The rows of a right-padded batch (batch, longest) without their pads; without lengths there are no pads."""
+    if lengths is None:
+        return list(inputs)
+    return [row[:length] for row, length in zip(inputs, lengths.tolist(), strict=True)]

@@ -1,0 +1,79 @@
+"""The video encoder: frames through the image encoder, the sound track through the audio encoder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmgpt.config import TokenGrid, VideoEncoderConfig, video_grid
+from mmgpt.encoders.audio import AudioEncoder
+from mmgpt.encoders.base import Encoder, Tokens, even, ragged
+from mmgpt.encoders.image import ImageEncoder
+from mmgpt.errors import ConfigError
+
+
+class VideoEncoder(Encoder):
+    """Clips to tokens: each frame's grid averaged down to config.grid, frame by frame, then the sound track's tokens.
+
+    The image and audio encoder are not copied: a model that also sees pictures and hears sounds shares them.
+
+    Args:
+        config: The configuration.
+        image: Encodes the frames.
+        audio: Encodes the sound track; None for clips without sound.
+    """
+
+    def __init__(self, config: VideoEncoderConfig, image: ImageEncoder, audio: AudioEncoder | None = None):
+        super().__init__()
+        grid = image.grid()
+        if config.grid[0] > grid.rows or config.grid[1] > grid.columns:
+            raise ConfigError(f"video.grid: {config.grid} is finer than the image encoder's {grid.rows, grid.columns}")
+        self.config: VideoEncoderConfig = replace(config, width=image.width)
+        self.image = image
+        self.audio = audio if config.sound else None
+        self.position = nn.Linear(image.width, image.width)
+        self.sound = nn.Linear(self.audio.width, image.width) if self.audio is not None else None
+
+    def grid(self, sound_samples: int = 0) -> TokenGrid:
+        """The tokens of a clip with a sound track of so many samples; 0: none."""
+        return video_grid(self.config, self.audio.config if self.audio is not None else None, sound_samples)
+
+    def forward(self, frames: Tensor, sounds: Sequence[Tensor | None] | None = None) -> Tokens:
+        """Tokens (batch, tokens, width), zero behind each clip's end, and their numbers (batch,).
+
+        Args:
+            frames: (batch, time, 3, height, width) of the image encoder's size, uint8 or float in 0..1.
+            sounds: The sound track of each clip, (samples,) at the audio encoder's rate, or None.
+        """
+        (tokens, _) = self.forward_features(frames, [-1])[0]
+        x = tokens.unflatten(1, (frames.shape[1], -1))  # batch, time, tokens of a frame, width
+        position = sinusoids(frames.shape[1], self.width).to(x)
+        tokens = (x + self.position(position)[:, None]).flatten(1, 2)
+        tracks = self._sound_tokens(list(sounds or [None] * len(frames)), tokens)
+        return ragged([torch.cat([one, track]) for one, track in zip(tokens, tracks, strict=True)])
+
+    def forward_features(self, frames: Tensor, layers: Sequence[int]) -> list[Tokens]:
+        """The frames' tokens alone, without positions, after each of these layers of the image encoder."""
+        maps = self.image.maps(frames.flatten(0, 1), layers)
+        pooled = [F.adaptive_avg_pool2d(each, self.config.grid).flatten(2).mT for each in maps]
+        return [even(each.reshape(len(frames), -1, each.shape[2])) for each in pooled]
+
+    def _sound_tokens(self, sounds: list[Tensor | None], like: Tensor) -> list[Tensor]:
+        """The tokens (tokens, width) of each sound track, none where there is none."""
+        tracks = [like[i, :0] for i in range(len(sounds))]
+        heard = [i for i, sound in enumerate(sounds) if sound is not None and len(sound)]
+        if self.audio is not None and self.sound is not None and heard:
+            tokens, lengths = self.audio([sounds[i] for i in heard])
+            for i, track, length in zip(heard, self.sound(tokens), lengths, strict=True):
+                tracks[i] = track[:length]
+        return tracks
+
+
+def sinusoids(count: int, width: int) -> Tensor:
+    """Sines and cosines of the positions 0..count-1 (count, width), as in Vaswani et al. 2017."""
+    half = -(-width // 2)
+    frequencies = 10_000.0 ** (-torch.arange(half) / half)
+    phase = torch.arange(count)[:, None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)[:, :width]

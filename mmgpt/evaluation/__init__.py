@@ -1,0 +1,1 @@
+"""How well a model does: scores against references, and the report that shows them beside the samples."""

@@ -1,0 +1,104 @@
+"""The charts of the report as inline SVG: a loss curve and the bar of a score. Text alone goes in, no scripts come out.
+
+Lines are drawn in a stretched inner view, labels in the outer one, so text keeps its size at every page width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Points = list[tuple[float, float]]
+
+
+def loss_curve(curve: Sequence[Mapping[str, float]]) -> str:
+    """The figure of a training run from rows with `step` and `loss` or `val_loss`; empty if nothing is to be drawn."""
+    training, validation = _binned(_series(curve, "loss"), 240), _series(curve, "val_loss")
+    points = training + validation
+    if not points:
+        return ""
+    last = max(step for step, _ in points)
+    steps, losses = _ticks(last), _ticks(max(loss for _, loss in points))
+    right, top = max(last, 1), losses[-1] or 1.0
+
+    def place(point: tuple[float, float]) -> str:
+        return f"{1000 * point[0] / right:.1f},{1000 * (1 - point[1] / top):.1f}"
+
+    grid = "".join(
+        f'<line x1="0" x2="100%" y1="{100 * (1 - loss / top):.2f}%" y2="{100 * (1 - loss / top):.2f}%"/>'
+        f'<text x="0" dx="-10" y="{100 * (1 - loss / top):.2f}%" dy="4" text-anchor="end">{loss:g}</text>'
+        for loss in losses
+    )
+    grid += "".join(
+        f'<text x="{100 * step / right:.2f}%" y="100%" dy="22" text-anchor="middle">{_thousands(step)}</text>'
+        for step in steps
+        if step <= right
+    )
+    lines, legend = "", ""
+    for name, kind, line in (("training", "train", training), ("validation", "val", validation)):
+        if not line:
+            continue
+        lines += f'<polyline class="{kind}" points="{" ".join(map(place, line))}"/>'
+        best = f", lowest {min(loss for _, loss in line):.3g}" if kind == "val" else ""
+        legend += f'<li class="{kind}">{name}, last {line[-1][1]:.3g}{best}</li>'
+    label = f"Loss over {_thousands(last)} steps"
+    return (
+        f'<figure class="curve"><ul class="legend">{legend}</ul><div class="plot">'
+        f'<svg role="img" aria-label="{escape(label)}"><g class="grid">{grid}</g>'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{lines}</svg></svg></div>'
+        f"<figcaption>Loss (vertical) by training step</figcaption></figure>"
+    )
+
+
+def score_bar(
+    score: float,
+    *,
+    full: float,
+    label: str,
+    interval: tuple[float, float] | None = None,
+    control: float | None = None,
+    goal: float | None = None,
+    chance: float | None = None,
+) -> str:
+    """A bar from 0 to `full`: the score with its interval, the control under it, goal and chance as lines across."""
+
+    def at(value: float) -> str:
+        return f"{100 * min(max(value / full, 0), 1):.2f}%"
+
+    marks = '<rect class="track" width="100%" height="12" y="3" rx="2"/>'
+    marks += f'<rect class="score" width="{at(score)}" height="12" y="3" rx="2"/>'
+    if control is not None:
+        marks += f'<rect class="control" width="{at(control)}" height="5" y="19" rx="1"/>'
+    if interval is not None:
+        low, high = map(at, interval)
+        marks += f'<g class="interval"><line x1="{low}" x2="{high}" y1="9" y2="9"/>'
+        marks += "".join(f'<line x1="{x}" x2="{x}" y1="6" y2="12"/>' for x in (low, high)) + "</g>"
+    for kind, value in (("goal", goal), ("chance", chance)):
+        if value is not None:
+            marks += f'<line class="{kind}" x1="{at(value)}" x2="{at(value)}" y1="0" y2="27"/>'
+    return f'<svg class="bar" height="27" role="img" aria-label="{escape(label)}">{marks}</svg>'
+
+
+def _series(curve: Sequence[Mapping[str, float]], name: str) -> Points:
+    """(step, value) of the rows that have a finite value, by step."""
+    rows = ((row["step"], row.get(name)) for row in curve)
+    return sorted((float(step), float(value)) for step, value in rows if value is not None and math.isfinite(value))
+
+
+def _binned(points: Points, most: int) -> Points:
+    """At most `most` points: the means of runs of neighbours."""
+    size = -(-len(points) // most) or 1
+    bins = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in bins]
+
+
+def _ticks(highest: float) -> list[float]:
+    """Round values from 0 to at least `highest`, four to six of them."""
+    if highest <= 0:
+        return [0.0, 1.0]
+    power = 10 ** math.floor(math.log10(highest / 4))
+    unit = next(unit * power for unit in (1, 2, 2.5, 5, 10) if highest / (unit * power) <= 5)
+    return [round(i * unit, 12) for i in range(math.ceil(highest / unit - 1e-9) + 1)]
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}"

@@ -1,0 +1,264 @@
+"""The report of a run as one HTML file: scores, loss curve, and samples with their media beside what was said.
+
+Nothing is fetched and nothing runs: media are data URIs, charts inline SVG, the filter plain CSS, and a content
+security policy forbids the rest. All text is escaped.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from mmgpt.evaluation.charts import loss_curve, score_bar
+from mmgpt.evaluation.pictures import LISTEN_SECONDS, picture_uri, sound_uri, spectrogram, spread
+from mmgpt.files import atomic_write
+
+if TYPE_CHECKING:
+    from mmgpt.media import Clip, Waveform
+
+FRAMES = 8  # of a video, at most
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One row of the table of scores. Scores are fractions and are shown times 100.
+
+    Args:
+        task: Name of the task; may come again with another metric.
+        score: What the model reached.
+        n: Number of samples.
+        metric: What is measured, in words.
+        unit: "%" for shares, "" for points (CIDEr, BLEU).
+        interval: Low and high end of the 95 % interval.
+        control: The score with the media shuffled among the samples.
+        groups: Score and number of samples of each sub-group (seen, new combinations).
+        goal: What the run is meant to reach.
+        chance: What guessing reaches.
+        lower_is_better: True for error rates.
+    """
+
+    task: str
+    score: float
+    n: int
+    metric: str = "exactly right"
+    unit: str = "%"
+    interval: tuple[float, float] | None = None
+    control: float | None = None
+    groups: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    goal: float | None = None
+    chance: float | None = None
+    lower_is_better: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached, or None without one."""
+        if self.goal is None:
+            return None
+        return self.score <= self.goal if self.lower_is_better else self.score >= self.goal
+
+    def shown(self, value: float) -> str:
+        """A value of this row as text: times 100, with the unit."""
+        return f"{100 * value:.1f}\N{NO-BREAK SPACE}{self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class ReportSample:
+    """A sample, what the model said, and what is true. `correct` is None where a text is only more or less right."""
+
+    task: str
+    question: str
+    prediction: str
+    truth: str
+    correct: bool | None = None
+    image: Image.Image | None = None
+    audio: "Waveform | None" = None
+    clip: "Clip | None" = None
+    score: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """right, wrong, or the score where there is no right or wrong."""
+        if self.correct is not None:
+            return "right" if self.correct else "wrong"
+        return "" if self.score is None else f"score {self.score:.2f}"
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    summary: Sequence[tuple[str, str]] = (),
+    curve: Sequence[Mapping[str, float]] = (),
+    scores: Sequence[TaskScore] = (),
+    samples: Sequence[ReportSample] = (),
+) -> None:
+    """Write the report to `path` as one self-contained HTML file.
+
+    Args:
+        path: The file; it is replaced at once or not at all.
+        title: Heading of the page.
+        summary: Facts about the run as (label, value).
+        curve: Rows with `step` and `loss` or `val_loss`; other keys and values that are not finite are left out.
+        scores: The table of scores.
+        samples: The samples, shown by task in the order of their first coming.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    tasks = list(dict.fromkeys(sample.task for sample in samples))
+    facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in summary)
+    sections = [f"<header><h1>{escape(title)}</h1><dl>{facts}</dl></header>"]
+    if scores:
+        sections.append(f'<section id="scores"><h2>Scores</h2>{_table(scores)}</section>')
+    if figure := loss_curve(curve):
+        sections.append(f'<section id="training"><h2>Training</h2>{figure}</section>')
+    if samples:
+        groups = [_group(i, task, [s for s in samples if s.task == task]) for i, task in enumerate(tasks)]
+        sections.append(f'<section id="samples"><h2>Samples</h2>{_controls(samples, tasks)}{"".join(groups)}</section>')
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    body = "\n".join(sections)
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _table(scores: Iterable[TaskScore]) -> str:
+    rows = "".join(map(_row, scores))
+    return f"""<table role="table"><thead role="rowgroup"><tr role="row">
+<th role="columnheader" scope="col">Task</th><th role="columnheader" scope="col">Score</th>
+<th role="columnheader" scope="col"><ul class="key"><li class="score">score, with 95&nbsp;% interval</li>
+<li class="control">same questions, media shuffled</li>
+<li class="goal">goal</li><li class="chance">chance</li></ul></th>
+<th role="columnheader" scope="col">Shuffled</th><th role="columnheader" scope="col">Samples</th>
+</tr></thead><tbody role="rowgroup">{rows}</tbody></table>"""
+
+
+def _row(score: TaskScore) -> str:
+    values = [score.score, *(value for value in (score.control, score.goal, score.chance) if value is not None)]
+    told = [f"{score.task}: {score.shown(score.score)}"]
+    details = []
+    if score.interval is not None:
+        told.append(f"interval {score.shown(score.interval[0])} to {score.shown(score.interval[1])}")
+        details.append(f"{100 * score.interval[0]:.1f} – {100 * score.interval[1]:.1f}")
+    if score.control is not None:
+        told.append(f"with shuffled media {score.shown(score.control)}")
+    if score.goal is not None:
+        told.append(f"goal {score.shown(score.goal)}")
+        limit = "at most" if score.lower_is_better else "goal"
+        details.append(f"{limit} {100 * score.goal:g}: {'✓ reached' if score.reached else '✗ missed'}")
+    if score.chance is not None:
+        told.append(f"chance {score.shown(score.chance)}")
+    bar = score_bar(
+        score.score,
+        full=max(1.0, *values),
+        label=", ".join(told),
+        interval=score.interval,
+        control=score.control,
+        goal=score.goal,
+        chance=score.chance,
+    )
+    groups = "".join(
+        f"<li>{escape(name)} <b>{score.shown(value)}</b> <span>of {n:,}</span></li>"
+        for name, (value, n) in score.groups.items()
+    )
+    groups = f'<ul class="groups">{groups}</ul>' if groups else ""
+    detail = "".join(f"<small>{text}</small>" for text in details)
+    control = "–" if score.control is None else score.shown(score.control)
+    name = f"{escape(score.task)}<small>{escape(score.metric)}</small>"
+    return f"""<tr role="row"><th role="rowheader" scope="row">{name}</th>
+<td role="cell" class="value"><b>{score.shown(score.score)}</b>{detail}</td>
+<td role="cell" class="chart">{bar}{groups}</td>
+<td role="cell" class="number" data-label="media shuffled">{control}</td>
+<td role="cell" class="number" data-label="samples">{score.n:,}</td></tr>
+"""
+
+
+def _controls(samples: Sequence[ReportSample], tasks: Sequence[str]) -> str:
+    counts = {
+        "all": len(samples),
+        "right": sum(sample.correct is True for sample in samples),
+        "wrong": sum(sample.correct is False for sample in samples),
+    }
+    choices = "".join(
+        f'<label><input type="radio" name="show" id="show-{name}"{" checked" if name == "all" else ""}>'
+        f"<span>{name} <small>{count}</small></span></label>"
+        for name, count in counts.items()
+    )
+    links = "".join(f'<a href="#task-{i}">{escape(task)}</a>' for i, task in enumerate(tasks))
+    return f"""<div class="controls"><fieldset><legend>Show</legend>{choices}</fieldset>
+<nav aria-label="Tasks">{links}</nav></div>"""
+
+
+def _group(index: int, task: str, samples: Sequence[ReportSample]) -> str:
+    judged = [sample.correct for sample in samples if sample.correct is not None]
+    count = f"{sum(judged)} of {len(judged)} shown here right" if judged else f"{len(samples)} shown"
+    cards = "".join(_card(sample, f"{task}, sample {i}") for i, sample in enumerate(samples, 1))
+    return f"""<section class="task" id="task-{index}"><h3>{escape(task)} <small>{count}</small></h3>
+<div class="cards">{cards}</div></section>
+"""
+
+
+def _card(sample: ReportSample, name: str) -> str:
+    media = ""
+    if sample.image is not None:
+        media += _picture(sample.image, f"Picture of {name}")
+    if sample.clip is not None:
+        media += _frames(sample.clip, name)
+        if sample.clip.sound is not None:
+            media += _sound(sample.clip.sound, f"Sound track of {name}")
+    if sample.audio is not None:
+        media += _sound(sample.audio, f"Sound of {name}")
+    kind = "open" if sample.correct is None else sample.verdict
+    mark = {"right": "✓ ", "wrong": "✗ "}.get(kind, "")
+    verdict = f'<p class="verdict">{mark}{sample.verdict}</p>' if sample.verdict else ""
+    return f"""<article class="{kind}">{media}<div class="words">{verdict}
+<p class="question" dir="auto">{escape(sample.question)}</p>
+<dl><dt>Prediction</dt><dd class="prediction" dir="auto">{escape(sample.prediction) or "<i>nothing</i>"}</dd>
+<dt>Truth</dt><dd dir="auto">{escape(sample.truth)}</dd></dl></div></article>
+"""
+
+
+def _picture(image: Image.Image, alt: str) -> str:
+    tiny = ' class="tiny"' if max(image.size) <= 128 else ""
+    width, height = image.size
+    uri = picture_uri(image)
+    return f'<img{tiny} src="{uri}" alt="{escape(alt)}" width="{width}" height="{height}" loading="lazy">'
+
+
+def _frames(clip: "Clip", name: str) -> str:
+    frames = "".join(
+        f'<li><img src="{picture_uri(Image.fromarray(clip.frames[i]), 240)}" alt="" loading="lazy">'
+        f"<small>{clip.times[i]:.1f} s</small></li>"
+        for i in spread(len(clip.frames), FRAMES)
+    )
+    return f'<ol class="frames" role="img" aria-label="Frames of {escape(name)}, in order">{frames}</ol>'
+
+
+def _sound(sound: "Waveform", alt: str) -> str:
+    seconds = f"{sound.seconds:.1f} s"
+    if sound.seconds > LISTEN_SECONDS:
+        seconds = f"first {LISTEN_SECONDS:g} s of {seconds}"
+    return f"""<figure class="sound"><img src="{picture_uri(spectrogram(sound))}" alt="Spectrogram: {escape(alt)}">
+<figcaption>{seconds}, 0 – {sound.sample_rate / 2000:g} kHz</figcaption>
+<audio controls preload="none" src="{sound_uri(sound)}" aria-label="{escape(alt)}"></audio></figure>"""

@@ -1,0 +1,7 @@
+"""The decoder: ragged documents in, hidden states and logits out."""
+
+from mmgpt.gpt.cache import Cache
+from mmgpt.gpt.documents import Documents
+from mmgpt.gpt.transformer import GPT, Block, Transformer
+
+__all__ = ["GPT", "Block", "Cache", "Documents", "Transformer"]

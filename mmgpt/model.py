@@ -1,0 +1,99 @@
+"""MultimodalGPT: encoders, adapters and GPT as one module; forward, loss, save and load."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgpt.batch import Batch, MediaInput
+from mmgpt.config import ModelConfig
+from mmgpt.encoders import ENCODERS
+from mmgpt.errors import ConfigError, DataError
+from mmgpt.fusion import Adapter, check_slots, splice
+from mmgpt.gpt import GPT, Cache, Documents
+
+
+@dataclass
+class Loss:
+    """Sum of the cross-entropy over supervised tokens, in nats, and their number; `mean` is what is minimised."""
+
+    sum: Tensor
+    count: int
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+
+class MultimodalGPT(nn.Module):
+    """One GPT with an encoder and an adapter for each modality that its configuration names.
+
+    A medium goes encoder -> adapter -> slots of the token sequence; from there on the GPT sees only tokens.
+
+    Args:
+        config: What to build. `model.config` is the resolved configuration, with the encoders' own sizes filled in.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.video is not None and config.image is None:
+            raise ConfigError("model.video: frames go through the image encoder; configure model.image too")
+        if config.gpt.vocab_size < 1:
+            raise ConfigError("model.gpt.vocab_size: must be the number of tokens of the tokenizer, not 0")
+        self.gpt = GPT(config.gpt)
+        self.encoders = nn.ModuleDict()
+        self.adapters = nn.ModuleDict()
+        resolved = dataclasses.replace(config)
+        for modality, build in ENCODERS.items():
+            if getattr(config, modality) is None:
+                continue
+            encoder = build(getattr(config, modality), self.encoders)
+            self.encoders[modality] = encoder
+            self.adapters[modality] = Adapter(
+                config.adapter(modality), encoder.width, config.gpt.width, time_only=modality == "audio"
+            )
+            setattr(resolved, modality, encoder.config)
+        self.config = resolved
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
+        """Features (slots, width) of all inputs end to end, as they enter the sequence."""
+        encoder = self.encoders[modality]
+        grids = [item.grid for item in inputs]
+        if modality == "audio":
+            tokens, lengths = encoder([item.data for item in inputs])
+        elif modality == "video":
+            tokens, lengths = encoder(torch.stack([item.data for item in inputs]), [item.sound for item in inputs])
+        else:
+            tokens, lengths = encoder(torch.stack([item.data for item in inputs]))
+        check_slots(modality, grids, lengths, self.config.adapter(modality))
+        return self.adapters[modality](tokens, grids)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Token embeddings (tokens, width) with every medium spliced into its slots."""
+        x = self.gpt.embed(batch.ids)
+        for modality, media in batch.media.items():
+            features = self.encode_media(modality, media.inputs)
+            x = splice(x, features[media.rows], media.slots)
+        return x
+
+    def hidden(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The GPT's last hidden states (tokens, width)."""
+        return self.gpt.transform(self.embed(batch), Documents(batch.lengths), cache)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
+        return self.gpt.head(self.hidden(batch))
+
+    def loss(self, batch: Batch) -> Loss:
+        """Next-token cross-entropy on the supervised tokens; logits are computed there alone."""
+        targets = batch.targets
+        if not len(targets):
+            raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
+        logits = self.gpt.head(self.hidden(batch)[targets - 1])  # targets, vocabulary
+        return Loss(F.cross_entropy(logits.float(), batch.ids[targets], reduction="sum"), len(targets))

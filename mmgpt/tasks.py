@@ -1,0 +1,53 @@
+"""The tasks by name: how a user asks for them. A task is a template that makes a conversation, nothing more."""
+
+from dataclasses import dataclass
+
+from mmgpt.content import Message, Part
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way to use the model: the wordings of the request (the first is the default) and how answers are scored."""
+
+    prompts: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
+        """The conversation that asks for this task about the parts, media first."""
+        return [Message.of("user", *parts, prompt or self.prompts[0])]
+
+
+TASKS = {
+    "caption": Task(
+        (
+            "Describe the picture.",
+            "What is in the picture?",
+            "What does the picture show?",
+        ),
+        ("cider", "bleu"),
+    ),
+    "describe": Task(
+        (
+            "Describe what happens.",
+            "What happens in the video?",
+            "What do you see and hear?",
+        ),
+        ("cider", "bleu"),
+    ),
+    "transcribe": Task(
+        (
+            "Transcribe the speech.",
+            "What is said?",
+            "Write down what you hear.",
+        ),
+        ("wer",),
+    ),
+    "classify": Task(
+        (
+            "What sound is this?",
+            "What do you hear?",
+        ),
+        ("exact_match",),
+    ),
+    "ask": Task(("",), ("exact_match",)),
+}

@@ -1,0 +1,97 @@
+"""The end of a run: evaluate the best checkpoint, keep the scores with it, write the report, print a summary."""
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmgpt import checkpoint
+from mmgpt.assistant import Assistant
+from mmgpt.config import TrainConfig
+from mmgpt.data.sample import Sample
+from mmgpt.data.world import score_answer
+from mmgpt.evaluation.report import TaskScore, write_report
+from mmgpt.evaluation.runner import Evaluation, Judge, evaluate, shown
+from mmgpt.generation import Decoding
+from mmgpt.training.run import Run
+
+SHOWN_PER_TASK = 12  # samples of each task in the report
+
+
+def finish(
+    config: TrainConfig,
+    run: Run,
+    samples: Sequence[Sample] | None = None,
+    goals: Mapping[str, float] | None = None,
+    title: str = "Training report",
+) -> Evaluation:
+    """Evaluate OUT/best on the samples (default: those it validated on) and leave OUT/report.html with its scores."""
+    judge: Judge | None = score_answer if config.data.format == "world" else None
+    model, tokenizer = checkpoint.load(run.out / "best")
+    assistant = Assistant(model, tokenizer)
+    evaluation = evaluate(
+        assistant, run.val_samples if samples is None else samples, Decoding(max_new_tokens=48), judge=judge
+    )
+    scores = [dataclasses.replace(score, goal=(goals or {}).get(score.task)) for score in evaluation.scores]
+    best = checkpoint.resolve(run.out / "best")
+    training = checkpoint.read_training(best)
+    training["minutes"] = round(run.seconds / 60, 2)
+    training["scores"] = [
+        {"task": score.task, "metric": score.metric, "score": round(score.score, 4), "n": score.n,
+         "control": None if score.control is None else round(score.control, 4)}
+        for score in scores
+    ]  # fmt: skip
+    checkpoint.save(run.out / "best", model, tokenizer, training)
+
+    broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
+    (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    summary = [
+        ("parameters", f"{parameters / 1e6:.2f} M"),
+        ("training samples", f"{training['samples']:,} × {training['epochs']} epochs"),
+        ("training time", f"{run.seconds / 60:.1f} min"),
+        ("held-out samples", f"{len(evaluation.answered):,}"),
+        ("unusable samples", f"{len(broken)}"),
+    ]
+    kept: dict[str, int] = {}
+    picked = []
+    for one in evaluation.answered:
+        if kept.setdefault(one.sample.task, 0) < SHOWN_PER_TASK:
+            kept[one.sample.task] += 1
+            picked.append(shown(one, judge))
+    write_report(
+        run.out / "report.html", title=title, summary=summary, curve=read_curve(run.out), scores=scores, samples=picked
+    )
+    print_scores(scores, broken)
+    return evaluation
+
+
+def read_curve(out: Path) -> list[dict[str, float]]:
+    """The rows of OUT/metrics.csv: step, loss, val_loss where logged."""
+    with (out / "metrics.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def print_scores(scores: Sequence[TaskScore], broken: Sequence[str]) -> None:
+    console = Console()
+    table = Table("task", "metric", box=None, pad_edge=False)
+    for column in ("score", "95 % interval", "media shuffled", "goal", "n"):
+        table.add_column(column, justify="right")
+    groups = list(dict.fromkeys(name for score in scores for name in score.groups))
+    for name in groups:
+        table.add_column(name, justify="right")
+    for score in scores:
+        low_high = "" if score.interval is None else " – ".join(f"{100 * end:.1f}" for end in score.interval)
+        control = "" if score.control is None else score.shown(score.control)
+        goal = "" if score.goal is None else score.shown(score.goal)
+        own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
+        colour = {True: "green", False: "red", None: "default"}[score.reached]
+        value = f"[{colour}]{score.shown(score.score)}[/]"
+        table.add_row(score.task, score.metric, value, low_high, control, goal, str(score.n), *own)
+    console.print()
+    console.print(table)
+    if broken:
+        console.print(f"\n{len(broken)} samples could not be used; the first: {broken[0]} (all in broken.txt)")
