@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmgpt.config import ModelConfig, from_dict
-from mmgpt.errors import CheckpointError
+from mmgpt.errors import CheckpointError, ConfigError
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import Tokenizer
 
@@ -108,7 +108,7 @@ def read_config(directory: Path) -> ModelConfig:
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}; this mmgpt reads format {FORMAT}")
         config = from_dict(ModelConfig, values["model"], "model")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: not a configuration of mmgpt: {error}") from None
     for modality in ("image", "audio"):
         if (encoder := getattr(config, modality)) is not None:

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmgpt.errors import WriteError
@@ -32,7 +32,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         raise WriteError(f"cannot write {path}: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or nothing can be
+            temporary.unlink()
 
 
 def _reason(error: Exception, path: Path) -> str | None:

@@ -40,6 +40,8 @@ class MultimodalGPT(nn.Module):
         super().__init__()
         if config.video is not None and config.image is None:
             raise ConfigError("model.video: frames go through the image encoder; configure model.image too")
+        if unknown := [name for name in config.adapters if name not in ENCODERS]:
+            raise ConfigError(f"model.adapters.{unknown[0]}: unknown; known are: {', '.join(ENCODERS)}")
         if config.gpt.vocab_size < 1:
             raise ConfigError("model.gpt.vocab_size: must be the number of tokens of the tokenizer, not 0")
         self.gpt = GPT(config.gpt)

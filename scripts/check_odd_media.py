@@ -2,8 +2,7 @@
 
     python scripts/check_odd_media.py path/to/odd-media
 
-The manifest says of each file whether it should decode: yes, no (refuse it with a clear error) or partial (either).
-Exits 1 if any file differs, crashes, prints noise, or takes too long.
+It says of each file whether it should decode: yes, no (refused with a clear error) or partial (either is right).
 """
 
 import csv
@@ -43,16 +42,15 @@ def outcome(path: Path, kind: str) -> tuple[str, str]:
 
 def main(folder: Path) -> int:
     counts: Counter[tuple[str, str]] = Counter()
-    differences = 0
     with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as manifest:
         for row in csv.DictReader(manifest, delimiter="\t"):
             result, detail = outcome(folder / row["file"], KINDS[row["file"].split("/")[0]])
             counts[row["should_decode"], result] += 1
             if result not in RIGHT[row["should_decode"]]:
-                differences += 1
                 print(f"{row['file']}\tshould decode: {row['should_decode']}\t{result}\t{detail}")
     for (expected, result), count in sorted(counts.items()):
         print(f"{count:4} should decode: {expected:8} {result}")
+    differences = sum(count for (expected, result), count in counts.items() if result not in RIGHT[expected])
     print(f"{differences} of {sum(counts.values())} files differ from the manifest")
     return 1 if differences else 0
 

@@ -24,7 +24,23 @@ def main() -> None:
     """Entry point. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        try:
+            run([argument for argument in arguments if argument != "--debug"])
+        finally:
+            sys.stdout.flush()  # so that a reader who has gone is noticed here, not while Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody is told any more
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except (MmgptError, OSError) as error:
+        if debug:
+            raise
+        fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+
+
+def run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items()))
         sys.exit(0 if arguments else 2)
@@ -33,21 +49,10 @@ def main() -> None:
         from importlib.metadata import version
 
         print(version("mmgpt"))
-        return
-    if command not in COMMANDS:
-        fail(f"{command!r} is not a command; there are: {', '.join(COMMANDS)}", 2)
-    try:
+    elif command in COMMANDS:
         importlib.import_module(f"mmgpt.cli.{command}").main(rest)
-    except MmgptError as error:
-        if debug:
-            raise
-        fail(str(error), 2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read our output has gone: say nothing more, not even while Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    else:
+        raise ConfigError(f"{command!r} is not a command; there are: {', '.join(COMMANDS)}")
 
 
 def fail(message: str, code: int) -> None:

@@ -1,14 +1,33 @@
 """Options that several commands share, and their answers on the screen."""
 
 import argparse
+import difflib
 import json
-from typing import Any
+from typing import Any, NoReturn
+
+from mmgpt.errors import ConfigError
 
 DEFAULT_MODEL = "runs/demo"
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"mmgpt {command}", description=description)
+class Parser(argparse.ArgumentParser):
+    """Tells bad usage as all errors are told, in one line, where argparse would print the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{with_nearest(message, self)} (see {self.prog} --help)")
+
+
+def parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"mmgpt {command}", description=description)
+
+
+def with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
+    """The message, and if it is about unknown options, what the first of them was probably meant to be."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    _, _, unknown = message.partition("unrecognized arguments: ")
+    option = unknown.partition(" ")[0].partition("=")[0]
+    near = difflib.get_close_matches(option, known, 1)
+    return f"{message}; did you mean {near[0]}?" if near else message
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -29,8 +29,6 @@ def main(arguments: list[str]) -> None:
                 raise DataError(f"{name}: not readable as UTF-8 text: {error}") from None
 
     tokenizer = Tokenizer.train(lines(), args.vocab_size)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "tokenizer.json") as path:
+    with atomic_write(Path(args.out) / "tokenizer.json") as path:
         path.write_text(tokenizer.to_json(), encoding="utf-8")
-    print(f"{len(tokenizer)} tokens in {out / 'tokenizer.json'}")
+    print(f"{len(tokenizer)} tokens in {Path(args.out) / 'tokenizer.json'}")

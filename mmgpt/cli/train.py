@@ -1,8 +1,8 @@
 """mmgpt train: a training run from a configuration file and fields set on the command line."""
 
-import difflib
 from pathlib import Path
 
+from mmgpt.cli import options
 from mmgpt.config import TrainConfig, from_dict
 from mmgpt.errors import ConfigError
 
@@ -23,9 +23,7 @@ def parse(arguments: list[str]) -> TrainConfig:
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise ConfigError(
-            _with_nearest(str(error), [name for a in parser._actions for name in a.option_strings])
-        ) from None
+        raise ConfigError(options.with_nearest(str(error), parser)) from None
     values = parser.instantiate(parsed).as_dict()
     return TrainConfig(**{name: value for name, value in values.items() if name != "config"})
 
@@ -50,10 +48,8 @@ def save_config(config: TrainConfig) -> None:
 
     from mmgpt.files import atomic_write
 
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML knows no tuples
-    with atomic_write(out / "config.yaml") as path:
+    with atomic_write(Path(config.out) / "config.yaml") as path:
         path.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
@@ -80,17 +76,4 @@ def _check_keys(path: Path) -> None:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no fields; see configs/ for examples")
-    from_dict(TrainConfig, values, str(path))
-
-
-def _with_nearest(message: str, options: list[str]) -> str:
-    """jsonargparse names an unknown option; say which one was probably meant."""
-    for word in message.split():
-        option = word.partition("=")[0]
-        if (
-            option.startswith("--")
-            and option not in options
-            and (near := difflib.get_close_matches(option, options, 1))
-        ):
-            return f"{message}; did you mean {near[0]}?"
-    return message
+    from_dict(TrainConfig, values, f"{path}: config")

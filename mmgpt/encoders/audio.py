@@ -62,6 +62,8 @@ class AudioEncoder(Encoder):
         spectrogram = self.spectrogram(sounds)
         if self.augment and self.training:
             spectrogram = mask_at_random(spectrogram, counts * self.config.reduction)
+        # Computed in single precision, then passed on in the net's own.
+        spectrogram = spectrogram.to(next(self.net.parameters()).dtype)
         return self.net(spectrogram, counts.to(spectrogram.device), layers)
 
     def spectrogram(self, waveforms: Sequence[Tensor]) -> Tensor:

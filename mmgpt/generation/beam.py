@@ -13,8 +13,8 @@ def beam_search(
 ) -> list[list[int]]:
     """The best continuation of each prompt by log-probability / tokens ** length_penalty, without the end token.
 
-    A prompt is done when `beams` of its hypotheses have ended, or when its room is used up; unfinished hypotheses then
-    count too.
+    A prompt is done when no unfinished hypothesis can still beat its `beams` best finished ones, or when its room is
+    used up; unfinished hypotheses then count too.
     """
     room = [min(max_new_tokens, model.config.gpt.context - length) for length in prompts.lengths]
     cache = model.gpt.cache(len(room), max(length + new for length, new in zip(prompts.lengths, room, strict=True)))
@@ -46,13 +46,19 @@ def beam_search(
                     kept += 1
                     survivors.append((prompt, score, [*tokens, token]))
                     rows.append(row)
-        done = {
-            prompt for prompt, _, tokens in survivors if len(finished[prompt]) >= beams or len(tokens) >= room[prompt]
+        for prompt in candidates:
+            finished[prompt] = sorted(finished[prompt], key=lambda hypothesis: -hypothesis[0])[:beams]
+        going_prompts = {
+            prompt
+            for prompt, score, tokens in survivors
+            if len(tokens) < room[prompt]
+            # The most that is left to gain: no more loss of probability, and the longest answer to divide it by.
+            and (len(finished[prompt]) < beams or score / room[prompt] ** length_penalty > finished[prompt][-1][0])
         }
         for prompt, score, tokens in survivors:
-            if prompt in done:
+            if len(tokens) >= room[prompt]:
                 finished[prompt].append((score / len(tokens) ** length_penalty, tokens))
-        going = [i for i, (prompt, _, _) in enumerate(survivors) if prompt not in done]
+        going = [i for i, (prompt, _, _) in enumerate(survivors) if prompt in going_prompts]
         hypotheses = [survivors[i] for i in going]
         if hypotheses:
             cache.select([rows[i] for i in going])

@@ -40,6 +40,8 @@ class Decoding:
             raise ConfigError("decoding: max_new_tokens and beams must be at least 1, top_k at least 0")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("decoding: temperature must not be negative, top_p must be above 0 and at most 1")
+        if self.length_penalty < 0:
+            raise ConfigError("decoding: length_penalty must not be negative")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError("decoding: beam search does not sample; use beams=1 or temperature=0")
 

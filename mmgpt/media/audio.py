@@ -91,7 +91,7 @@ class SoundTrack:
         if self._count > min(self.max_seconds * self.sample_rate, MAX_SAMPLES):
             most = min(self.max_seconds, MAX_SAMPLES / self.sample_rate)
             raise MediaError(f"{self.name}: the sound is longer than {most:g} seconds; cut it into pieces")
-        with np.errstate(over="ignore"):  # told as not finite
+        with np.errstate(over="ignore"):  # the infinity is found below
             self._pieces.append(samples.astype(np.float32))
 
     def waveform(self) -> Waveform:
@@ -104,6 +104,7 @@ class SoundTrack:
         return Waveform(samples, self.sample_rate)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # infinities of a float file are told of later
 def mixed_down(frame: AudioFrame) -> np.ndarray:
     """The mean of a frame's channels, (samples,); integers are scaled to -1..1."""
     if frame.format.name in ("s64", "s64p"):  # unknown to numpy in PyAV

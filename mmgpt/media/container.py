@@ -1,11 +1,14 @@
 """Sound and video files opened by FFmpeg (PyAV): known formats, one thread, and nothing but the given bytes."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 import av
+import av._core
 from av import Packet
 from av.container import InputContainer
 from av.stream import Stream
@@ -23,8 +26,14 @@ AUDIO_FORMATS = (
 MAX_FRAME_PIXELS = 8192 * 4352  # of one video frame (8K); larger ones are refused by the decoder before it allocates
 MAX_FRAME_SAMPLES = 1 << 22  # of one frame of sound; a header may claim any number
 
+MAX_ALLOCATION = 1 << 28  # bytes at once; a damaged tag of a small file may ask for 2 GB
+
 LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS), "max_samples": str(MAX_FRAME_SAMPLES), "threads": "1"}
 ONLY_THIS_FILE = {"format_whitelist": f"{VIDEO_FORMATS},{AUDIO_FORMATS}", "protocol_whitelist": "none"}
+
+# A setting of the FFmpeg that PyAV carries, which PyAV itself does not offer.
+with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import warnings
 
@@ -31,6 +32,7 @@ ORIENTATION = 0x0112
 
 # Pillow warns of odd files; what matters is an error here. For good, as warnings.catch_warnings is not for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what no handler wants
 # libtiff, which Pillow loads, would print to stderr what Pillow raises anyway.
 with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -166,17 +166,17 @@ def _read_index(file: InputContainer, name: str, max_seconds: float, sound: bool
         end = times[-1] + (times[-1] - times[0]) // max(1, len(times) - 1)
     track = heard.waveform() if heard.sample_rate else None
     if track is not None and heard.start is not None:
-        track = _begun_at(track, float(times[0] * unit) - heard.start)
+        track = _aligned(track, heard.start - float(times[0] * unit), float((end - times[0]) * unit))
     return _Index(unit, times, end, keys, track)
 
 
-def _begun_at(track: Waveform, seconds: float) -> Waveform:
-    """`track` as heard from its second `seconds` on: cut, or, if that is negative, with silence before it."""
-    shift = round(seconds * track.sample_rate)
-    if abs(shift) >= len(track.samples):  # clocks that do not even overlap cannot be compared
+def _aligned(track: Waveform, start: float, seconds: float) -> Waveform:
+    """`track`, which starts at the second `start` of a clip of some `seconds`, made to start with the clip."""
+    late = round(start * track.sample_rate)
+    if start >= seconds or -late >= len(track.samples):  # clocks that do not even overlap cannot be compared
         return track
-    silence = np.zeros(max(0, -shift), np.float32)
-    return Waveform(np.concatenate([silence, track.samples[max(0, shift) :]]), track.sample_rate)
+    silence = np.zeros(max(0, late), np.float32)
+    return Waveform(np.concatenate([silence, track.samples[max(0, -late) :]]), track.sample_rate)
 
 
 def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -> dict[int, np.ndarray]:
@@ -222,7 +222,7 @@ def _size(frame: VideoFrame) -> tuple[int, int]:
 def _upright_rgb(frame: VideoFrame, size: tuple[int, int], name: str) -> np.ndarray:
     """(height, width, 3), scaled to `size`, then turned and mirrored as the display matrix of the file says."""
     if frame.is_corrupt:
-        raise MediaError(f"{name}: the video is damaged at {frame.time:g} s; replace it")
+        raise MediaError(f"{name}: the video is damaged at {frame.time or 0:g} s; replace it")
     pixels = frame.reformat(*size, "rgb24", interpolation="AREA", threads=1).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -24,11 +24,13 @@ class KeepCheckpoints(L.Callback):
         self.tokenizer = tokenizer
         self.training = training
         self.best = float("inf")
+        self.saved_at = -1  # steps
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, MultimodalModule)
+        self.saved_at = trainer.global_step
         loss = trainer.callback_metrics.get("val_loss")
         told = {**self.training, "steps": trainer.global_step}
         if loss is not None:

@@ -18,7 +18,7 @@ from mmgpt.data.dataset import make_loader
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
-from mmgpt.errors import DataError
+from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ class Run:
 
 def train(config: TrainConfig) -> Run:
     """Train by a configuration. Leaves OUT/config.yaml, OUT/best, OUT/last, OUT/metrics.csv and OUT/samples/."""
+    _check(config)
     _quiet()
     L.seed_everything(config.seed, verbose=False)
     train_samples, val_samples = load_data(config.data, config.seed)
@@ -69,6 +70,8 @@ def train(config: TrainConfig) -> Run:
         f"{len(train_samples):,} samples to train on, {len(val_samples):,} to validate on",
         flush=True,
     )
+    data = config.data.path or f"world {config.data.world}"
+    keep = KeepCheckpoints(out, tokenizer, {"data": data, "samples": len(train_samples), "epochs": config.epochs})
     trainer = L.Trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
@@ -81,16 +84,29 @@ def train(config: TrainConfig) -> Run:
         log_every_n_steps=10,
         logger=CSVLogger(save_dir=out, name="", version=""),
         callbacks=[
-            KeepCheckpoints(out, tokenizer, {"data": config.data.path or f"world {config.data.world}",
-                                             "samples": len(train_samples), "epochs": config.epochs}),
+            keep,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
-    )  # fmt: skip
+    )
     started = time.monotonic()
     trainer.fit(module, *loaders)
+    if keep.saved_at < trainer.global_step:  # steps after the last multiple of val_every
+        trainer.validate(module, loaders[1], verbose=False)
     return Run(out, time.monotonic() - started, val_samples, module.broken)
+
+
+def _check(config: TrainConfig) -> None:
+    counts = {
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "data.samples": config.data.samples,
+        "data.val_samples": config.data.val_samples,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
 
 
 def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
@@ -140,6 +156,7 @@ def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _quiet() -> None:
-    """Lightning's hints on hardware and workers are not about anything the user did."""
+    """Lightning's hints on hardware, workers, logs and intervals are not about anything the user did."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning", message=".*(num_workers|Checkpoint directory|LeafSpec).*")
+    for hint in ("num_workers", "Experiment logs directory", "logging interval", "LeafSpec"):
+        warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")

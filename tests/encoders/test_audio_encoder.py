@@ -146,6 +146,14 @@ def test_silence_is_zero_in_the_spectrogram_and_a_tone_stands_in_its_band():
     assert 0 < bands[0] < bands[2] < 39
 
 
+def test_a_frame_sees_the_window_before_its_end():
+    encoder = AudioEncoder(mels=40, window=400, hop=160)
+    for frame in (2, 7):
+        click = torch.zeros(2000)
+        click[(frame + 1) * 160 - 200] = 1.0  # the middle of its window
+        assert encoder.spectrogram([click])[0, 0].sum(0).argmax() == frame
+
+
 def test_spectrogram_keeps_its_precision_under_autocast():
     encoder = AudioEncoder(mels=40)
     expected = encoder.spectrogram([sound(4000)])

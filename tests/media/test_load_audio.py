@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import av
@@ -93,11 +95,14 @@ def test_exactly_the_longest_is_taken_and_one_sample_more_is_refused(write_wav, 
     assert "longer than 1 seconds" in refusal(lambda: decoded(write_wav(bytes(16_002), 8000, 1, 16), max_seconds=1.0))
 
 
+@pytest.mark.filterwarnings("error")
 def test_not_finite_sounds_are_refused(write_wav, refusal):
     for bad in (np.nan, np.inf):
         samples = np.array([0, bad, 0], np.float32)
         assert "finite" in refusal(lambda s=samples: decoded(write_wav(s.tobytes(), 8000, 1, 32, FLOAT)))
         assert "finite" in refusal(lambda s=samples: load_audio(s, 8000, max_seconds=1))
+    both = np.array([[np.inf, -np.inf]] * 3, np.float32)
+    assert "finite" in refusal(lambda: decoded(write_wav(both.tobytes(), 8000, 2, 32, FLOAT)))
     assert "finite" in refusal(lambda: load_audio(np.array([1e300]), 8000, max_seconds=1))
 
 
@@ -144,6 +149,24 @@ def test_small_file_of_a_long_sound_is_refused_in_little_memory(refusal):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4e6  # 5 seconds take 1 MB; all of it would be 115 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tag_that_claims_gigabytes_costs_little_memory(write_wav, save):
+    tags = b"LIST" + struct.pack("<I", 0x80000000) + b"INFOINAM" + struct.pack("<I", 0x7F000000) + b"name"
+    path = save("tag.wav", write_wav(packed(RAMP, 16), 8000, 1, 16, before=tags))
+    script = f"""
+from pathlib import Path
+from mmgpt import MediaError
+from mmgpt.media import load_audio
+try:
+    load_audio({str(path)!r}, max_seconds=9)
+except MediaError:
+    pass
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(printed) < 1_000_000  # kB at the peak
 
 
 def test_first_of_several_tracks(write_clip):

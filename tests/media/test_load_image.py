@@ -157,7 +157,13 @@ def test_huge_pictures_are_refused_from_the_header(size, refusal):
 def test_nothing_is_printed_about_odd_pictures(save):
     damaged = bytearray(encoded(NOISE, "TIFF", compression="tiff_lzw"))
     damaged[8:40] = bytes(32)
-    paths = [save("large.png", png_of(12_000, 10_000)), save("damaged.tif", bytes(damaged))]
+    samples = bytearray(encoded(NOISE, "TIFF"))
+    samples[samples.index(struct.pack("<HHI", 277, 3, 1)) + 8] = 255  # samples to a pixel
+    paths = [
+        save("samples.tif", bytes(samples)),
+        save("large.png", png_of(12_000, 10_000)),
+        save("damaged.tif", bytes(damaged)),
+    ]
     script = f"""
 from mmgpt import MediaError
 from mmgpt.media import load_image

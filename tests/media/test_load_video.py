@@ -146,6 +146,13 @@ def test_sound_that_starts_later_is_preceded_by_silence(write_clip):
     assert load_audio(content, max_seconds=9).seconds == pytest.approx(1.0, abs=0.1)
 
 
+def test_short_sound_in_the_middle_stays_there(write_clip):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4000)
+    clip = decoded(write_clip([50] * 50, container="matroska", sounds=(noise,), sound_start=1.0))
+    assert clip.sound is not None
+    assert clip.sound.seconds == pytest.approx(1.25, abs=0.1)
+
+
 def test_a_given_track_replaces_the_files_own(write_clip):
     track = Waveform(np.ones(8000, np.float32), 8000)
     assert decoded(write_clip([0] * 25, sounds=(np.zeros(16_000),)), track=track).sound is track

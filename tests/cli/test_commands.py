@@ -1,0 +1,144 @@
+"""caption, ask, transcribe, info and tokenizer: what they print, and what they say of bad input."""
+
+import json
+
+import pytest
+
+from mmgpt import checkpoint
+from mmgpt.tokenizer import Tokenizer
+
+# Drawn, since the likeliest tokens of an untrained model are no text.
+SHORT = ("--max-new-tokens", 6, "--temperature", 1.0, "--seed", 3)
+DRAWN = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+
+
+def test_caption_prints_what_the_model_says(mmgpt_command, model_directory, media, assistant):
+    said = assistant.caption(media / "good.jpg", **DRAWN)
+    assert said
+    one = mmgpt_command("caption", media / "good.jpg", "--model", model_directory, *SHORT)
+    assert (one.code, one.out, one.err) == (0, said + "\n", "")
+    two = mmgpt_command("caption", media / "good.jpg", media / "good.jpg", "--model", model_directory, *SHORT)
+    assert two.out == 2 * f"{media / 'good.jpg'}: {said}\n"
+
+
+def test_caption_as_json_is_an_object_to_a_line(mmgpt_command, model_directory, media, assistant):
+    told = mmgpt_command("caption", media / "good.jpg", "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {
+        "image": str(media / "good.jpg"),
+        "caption": assistant.caption(media / "good.jpg", **DRAWN),
+    }
+
+
+def test_transcribe_prints_what_the_model_hears(mmgpt_command, model_directory, media, assistant):
+    said = assistant.transcribe(media / "good.wav", **DRAWN)
+    told = mmgpt_command("transcribe", media / "good.wav", "--model", model_directory, *SHORT)
+    assert (told.code, told.out) == (0, said + "\n")
+    told = mmgpt_command("transcribe", media / "good.wav", "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {"audio": str(media / "good.wav"), "transcript": said}
+
+
+def test_ask_takes_media_several_times_or_none(mmgpt_command, model_directory, media, assistant):
+    picture, sound = media / "good.jpg", media / "good.wav"
+    told = mmgpt_command(
+        "ask", "What?", "--image", picture, "--image", picture, "--audio", sound, "--model", model_directory, *SHORT
+    )
+    said = assistant.ask("What?", image=[picture, picture], audio=sound, **DRAWN)
+    assert (told.code, told.out) == (0, said + "\n")
+    told = mmgpt_command("ask", "What?", "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {"question": "What?", "answer": assistant.ask("What?", **DRAWN)}
+
+
+def test_info_tells_sizes_modalities_and_training(mmgpt_command, model_directory, model):
+    told = mmgpt_command("info", model_directory)
+    assert told.code == 0
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for expected in (f"{total / 1e6:.2f} M parameters", "convnext_atto", "8000 Hz", "2 frames", "steps", "7", "1.5"):
+        assert expected in told.out
+    told = json.loads(mmgpt_command("info", model_directory, "--json").out)
+    assert sum(told["parameters"].values()) == total
+    assert told["config"]["image"]["size"] == [32, 32]
+    assert told["training"]["steps"] == 7
+
+
+def test_tokenizer_train_writes_what_tokenizer_load_reads(mmgpt_command, tmp_path):
+    (tmp_path / "a.txt").write_text("a red circle and a blue square\n" * 20)
+    told = mmgpt_command("tokenizer", "train", tmp_path / "a.txt", "--vocab-size", 280, "--out", tmp_path / "new" / "t")
+    assert told.code == 0
+    tokenizer = Tokenizer.load(tmp_path / "new" / "t")
+    assert told.out.startswith(f"{len(tokenizer)} tokens")
+    assert len(tokenizer.encode("a red circle")) < len("a red circle")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "told"),
+    [
+        ("caption", "missing.jpg", "no such file"),
+        ("caption", "text.jpg", "not a picture"),
+        ("caption", "truncated.jpg", "truncated"),
+        ("caption", "empty.jpg", "is empty (0 bytes)"),
+        ("caption", "huge.png", "larger than 100,000,000 pixels"),
+        ("caption", "good.wav", "not a picture"),
+        ("caption", ".", "is a directory"),
+        ("transcribe", "missing.wav", "no such file"),
+        ("transcribe", "empty.wav", "is empty (0 bytes)"),
+        ("transcribe", "silent.wav", "no samples"),
+        ("transcribe", "text.jpg", "not a sound"),
+    ],
+)
+def test_bad_media_are_named_with_the_reason(mmgpt_command, model_directory, media, command, name, told):
+    line = mmgpt_command(command, media / name, "--model", model_directory).error(1)
+    assert str(media / name) in line
+    assert told in line
+
+
+def test_a_huge_picture_is_refused_without_the_memory_for_it(mmgpt_command, model_directory, media):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mmgpt_command("caption", media / "huge.png", "--model", model_directory).error(1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes; it would take 300,000
+
+
+def test_a_model_that_is_not_there_is_told(mmgpt_command, media, tmp_path):
+    for command in ("caption", "transcribe", "ask"):
+        line = mmgpt_command(command, media / "good.jpg", "--model", tmp_path / "nowhere").error(1)
+        assert f"{tmp_path / 'nowhere'}: no such directory" in line
+    assert "no checkpoint here" in mmgpt_command("info", tmp_path).error(1)
+
+
+def test_a_checkpoint_of_another_shape_names_the_tensor(mmgpt_command, media, tmp_path, model, tokenizer):
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    path = checkpoint.resolve(tmp_path / "model") / "config.json"
+    values = json.loads(path.read_text())
+    values["model"]["gpt"]["mlp_width"] = 64
+    path.write_text(json.dumps(values))
+    line = mmgpt_command("caption", media / "good.jpg", "--model", tmp_path / "model").error(1)
+    # The gate and the values of the MLP are one matrix, twice as high as the MLP is wide.
+    assert "model.safetensors: tensor gpt.transformer.blocks.0.mlp.up.weight is (192, 32)" in line
+    assert "the model's is (128, 32)" in line
+
+
+def test_a_question_longer_than_the_context_is_told(mmgpt_command, model_directory):
+    line = mmgpt_command("ask", "what? " * 200, "--model", model_directory).error(1)
+    assert "more than the context of 160" in line
+
+
+def test_decoding_settings_that_exclude_each_other_are_bad_usage(mmgpt_command, model_directory, media):
+    line = mmgpt_command(
+        "caption", media / "good.jpg", "--model", model_directory, "--beams", 2, "--temperature", 1
+    ).error(2)
+    assert "beam search does not sample" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "told"),
+    [(None, 300, "no such file"), (b"\xff\xfe", 300, "not readable as UTF-8"), (b"a", 3, "at least 261")],
+)
+def test_a_tokenizer_that_cannot_be_trained_is_told(mmgpt_command, tmp_path, text, size, told):
+    if text is not None:
+        (tmp_path / "a.txt").write_bytes(text)
+    line = mmgpt_command(
+        "tokenizer", "train", tmp_path / "a.txt", "--vocab-size", size, "--out", tmp_path / "out"
+    ).error(1)
+    assert told in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,135 @@
+"""mmgpt train: from a file and the command line to a configuration, and what it says of bad ones."""
+
+import shutil
+
+import pytest
+import yaml
+
+from mmgpt.cli.train import parse, save_config
+from mmgpt.config import AdapterConfig, ImageEncoderConfig, TrainConfig
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "batch_size: 3\nepochs: 5\nmodel:\n  gpt: {width: 48}\n"
+        "  image: {name: convnext_atto, size: [96, 64]}\n  adapters: {image: {kind: resampler}}\n"
+    )
+    config = parse(["--config", str(path), "--epochs", "7", "--model.image.frozen=true", "--freeze", "[gpt]"])
+    assert (config.batch_size, config.epochs, config.seed) == (3, 7, 0)
+    assert config.model.gpt.width == 48
+    assert config.model.image == ImageEncoderConfig("convnext_atto", size=(96, 64), frozen=True)
+    assert config.model.audio is None
+    assert config.model.adapters == {"image": AdapterConfig("resampler")}
+    assert config.freeze == ["gpt"]
+
+
+def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
+    config = TrainConfig(out=str(tmp_path / "run"), freeze=["gpt"])
+    config.model.image = ImageEncoderConfig("convnext_atto", size=(96, 64), args={"dims": [8, 8, 8, 8]})
+    config.model.adapters = {"image": AdapterConfig("pixel_shuffle", factor=3)}
+    save_config(config)
+    assert parse(["--config", str(tmp_path / "run" / "config.yaml")]) == config
+
+
+@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits"])
+def test_the_configurations_of_the_project_are_valid(name):
+    from pathlib import Path
+
+    config = parse(["--config", str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"), "--data.path", "folder"])
+    assert config.data.path == "folder"
+    assert config.out == f"runs/{name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: {gpt: {widht: 3}}", "model.gpt.widht: unknown; did you mean width?"),
+        ("bach_size: 3", "bach_size: unknown; did you mean batch_size?"),
+        ("model: {adapters: {image: {knd: mlp}}}", "model.adapters.image.knd: unknown; did you mean kind?"),
+        ("batch_size: many", "batch_size"),
+        ("data: {format: captoins}", "captoins"),
+        ("a: [", "not YAML"),
+        ("- a", "holds no fields"),
+        ("", "holds no fields"),
+    ],
+)
+def test_a_bad_file_is_told_by_name_and_key(mmgpt_command, tmp_path, text, told):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    line = mmgpt_command("train", "--config", path, "--out", tmp_path / "out").error(2)
+    assert told in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_told(mmgpt_command, tmp_path):
+    assert f"{tmp_path / 'no.yaml'}: No such file" in mmgpt_command("train", "--config", tmp_path / "no.yaml").error(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model.gpt.widht", "3"], "--model.gpt.widht 3; did you mean --model.gpt.width?"),
+        (["--batch_sise=3"], "did you mean --batch_size?"),
+        (["--batch_size", "x"], 'Parser key "batch_size"'),
+        (["--data.format", "captions"], "data.path: format captions needs the folder"),
+        (["--model.gpt.heads", "3"], "gpt.heads: 3 heads do not divide width 256"),
+        (["--batch_size", "0"], "batch_size: must be a whole number from 1 on, not 0"),
+        (["--data.val_samples", "0"], "data.val_samples: must be"),
+        (["--model.adapters", "{imge: {kind: mlp}}"], "model.adapters.imge: unknown; known are: image, audio, video"),
+        (["--freeze", "[gtp]"], "freeze: no parameter begins with 'gtp'"),
+    ],
+)
+def test_a_bad_field_is_bad_usage(mmgpt_command, tmp_path, arguments, told):
+    small = ["--data.samples", "4", "--data.vocab_size", "300", "--out", tmp_path / "out"]
+    assert told in mmgpt_command("train", *small, *arguments).error(2)
+
+
+def caption_folder(folder, text, media):
+    folder.mkdir()
+    shutil.copy(media / "good.jpg", folder / "good.jpg")
+    (folder / "captions.csv").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "captions.csv: the file is empty"),
+        ("image,caption\n", "captions.csv: the file has a header and no rows"),
+        ("image,caption\ngood.jpg,A dog.\nnone.jpg,A cat.\n", 'captions.csv:3: "none.jpg" is not in the folder'),
+        ("image,caption\ngood.jpg,\n", "captions.csv:2: the text is empty"),
+    ],
+)
+def test_bad_captions_are_told_by_file_and_line(mmgpt_command, tmp_path, media, text, told):
+    folder = caption_folder(tmp_path / "data", text, media)
+    options = ("--data.format", "captions", "--data.path", folder, "--out", tmp_path / "out")
+    assert told in mmgpt_command("train", *options).error(1)
+
+
+def test_a_folder_that_is_not_there_is_told(mmgpt_command, tmp_path):
+    options = ("--data.format", "captions", "--data.path", tmp_path / "no", "--out", tmp_path / "out")
+    assert f"{tmp_path / 'no'}: no such file or folder" in mmgpt_command("train", *options).error(1)
+
+
+def test_train_leaves_a_model_a_report_and_the_configuration(mmgpt_command, tmp_path, media):
+    folder = tmp_path / "data"
+    caption_folder(folder, "image,caption\ngood.jpg,noise\nb.jpg,noise too\n", media)
+    shutil.copy(media / "good.jpg", folder / "b.jpg")
+    config = {
+        "out": str(tmp_path / "run"),
+        "batch_size": 2,
+        "data": {"format": "captions", "path": str(folder), "vocab_size": 270},
+        "model": {
+            "gpt": {"width": 16, "layers": 1, "heads": 1, "context": 64},
+            "image": {"name": "convnext_atto", "size": [32, 32], "args": {"depths": [1] * 4, "dims": [8] * 4}},
+        },
+    }
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(config))
+    told = mmgpt_command("train", "--config", tmp_path / "a.yaml", "--epochs", 2)
+    assert told.code == 0, told.err
+    assert f"mmgpt info {tmp_path / 'run'}" in told.out
+    assert parse(["--config", str(tmp_path / "run" / "config.yaml")]).epochs == 2
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    assert mmgpt_command("caption", folder / "b.jpg", "--model", tmp_path / "run").code == 0
+    assert "CIDEr" in mmgpt_command("info", tmp_path / "run").out

@@ -1,0 +1,41 @@
+"""A tiny model with eyes and ears, and a tokenizer, shared by the tests."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from mmgpt.assistant import Assistant
+from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor
+from mmgpt.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["A red circle left of a blue square.", "What do you see and hear?"] * 4, 300)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> MultimodalGPT:
+    """Untrained; larger embeddings than at the start of training make its answers depend on everything."""
+    torch.manual_seed(0)
+    model = MultimodalGPT(tiny_config(len(tokenizer))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(2.0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def processor(model: MultimodalGPT, tokenizer: Tokenizer) -> Processor:
+    return Processor(model.config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def assistant(model: MultimodalGPT, tokenizer: Tokenizer) -> Assistant:
+    return Assistant(model, tokenizer)

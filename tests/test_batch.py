@@ -1,0 +1,42 @@
+import pytest
+import torch
+from tiny import some_audio, some_image
+
+from mmgpt.batch import check_supervised, collate
+from mmgpt.content import Message
+from mmgpt.errors import DataError
+
+
+def test_documents_lie_end_to_end_without_padding(processor):
+    examples = [processor.encode([Message.of("user", text)]) for text in ("a", "a longer question", "b")]
+    batch = collate(examples)
+    assert batch.lengths == [len(example) for example in examples]
+    assert batch.ids.tolist() == [token for example in examples for token in example.ids]
+
+
+def test_a_picture_shared_by_documents_is_in_the_batch_once(processor):
+    examples = processor.encode_answers([Message.of("user", some_image(0), "?")], ["one", "two", "three"])
+    other = processor.encode([Message.of("user", some_image(1), some_audio(2))])
+    batch = collate([*examples, other])
+    assert [len(batch.media[modality].inputs) for modality in ("image", "audio")] == [2, 1]
+    images = batch.media["image"]
+    count = images.inputs[0].slots
+    assert images.rows.tolist() == [*range(count)] * 3 + [*range(count, 2 * count)]
+    assert (batch.ids[images.slots] == processor.tokenizer.slot).all()
+
+
+def test_slots_of_all_media_together_are_the_slot_tokens(processor):
+    examples = [
+        processor.encode([Message.of("user", some_image(i), "and", some_audio(i, 1000 + 700 * i))]) for i in range(3)
+    ]
+    batch = collate(examples)
+    slots = torch.cat([group.slots for group in batch.media.values()]).sort().values
+    assert torch.equal(slots, (batch.ids == processor.tokenizer.slot).nonzero().squeeze(1))
+
+
+def test_a_document_without_a_supervised_token_is_refused_by_name(processor):
+    good = processor.encode([Message.of("user", "a"), Message.of("assistant", "b")], where="chat.jsonl:1")
+    bad = processor.encode([Message.of("user", "a")], where="chat.jsonl:2")
+    check_supervised([good])
+    with pytest.raises(DataError, match="chat.jsonl:2: no supervised token"):
+        check_supervised([good, bad])

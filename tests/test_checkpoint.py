@@ -1,0 +1,130 @@
+import errno
+import json
+
+import pytest
+import torch
+from tiny import some_audio, some_image, some_video
+from safetensors.torch import load_file, save_file
+
+from mmgpt import checkpoint
+from mmgpt.batch import collate
+from mmgpt.content import Message
+from mmgpt.errors import CheckpointError
+from mmgpt.processor import Processor
+
+PROMPT = [Message.of("user", some_image(0), some_audio(1), some_video(2), "What?")]
+
+
+def weights(directory):
+    return checkpoint.resolve(directory) / "model.safetensors"
+
+
+@pytest.fixture
+def saved(tmp_path, model, tokenizer):
+    return checkpoint.save(tmp_path / "run", model, tokenizer, {"steps": 7})
+
+
+def test_a_loaded_model_prepares_and_answers_exactly_as_the_saved_one(saved, model, processor):
+    loaded, tokenizer = checkpoint.load(saved)
+    again = Processor(loaded.config, tokenizer).encode_prompt(PROMPT)
+    example = processor.encode_prompt(PROMPT)
+    assert again.ids == example.ids
+    for (_, ours), (_, theirs) in zip(again.media, example.media, strict=True):
+        assert torch.equal(ours.data, theirs.data)
+    assert torch.equal(loaded(collate([again])), model(collate([example])))
+
+
+def test_what_the_preprocessing_needs_is_in_the_file(saved):
+    config = json.loads((checkpoint.resolve(saved) / "config.json").read_text())["model"]
+    assert config["image"]["size"] == [32, 32]
+    assert config["image"]["mean"] is not None
+    assert config["image"]["grid"] is not None
+    assert config["audio"]["sample_rate"] == 8000
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(saved):
+    names = sorted(path.name for path in checkpoint.resolve(saved).iterdir())
+    assert names == ["config.json", "model.safetensors", "tokenizer.json", "training.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("gpt.embedding.weight"), "tensor gpt.embedding.weight is missing"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "tensor more is not part of the model"),
+        (
+            lambda tensors: tensors.update({"gpt.embedding.weight": torch.zeros(3, 5)}),
+            r"tensor gpt.embedding.weight is \(3, 5\), the model's is \(\d+, 32\)",
+        ),
+    ],
+)
+def test_a_missing_extra_or_misshapen_tensor_is_named(saved, change, message):
+    tensors = load_file(weights(saved))
+    change(tensors)
+    save_file(tensors, weights(saved))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not tensors at all", None])
+def test_damaged_weights_are_one_clear_error(saved, damage):
+    path = weights(saved)
+    path.write_bytes(path.read_bytes()[:1000] if damage is None else damage)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read"):
+        checkpoint.load(saved)
+
+
+def test_an_unknown_key_of_the_configuration_is_told_with_the_nearest(saved):
+    path = checkpoint.resolve(saved) / "config.json"
+    values = json.loads(path.read_text())
+    values["model"]["gpt"]["widht"] = values["model"]["gpt"].pop("width")
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"model.gpt.widht: unknown; did you mean width\?"):
+        checkpoint.load(saved)
+
+
+def test_missing_directories_and_empty_ones_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such directory"):
+        checkpoint.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_pointer_cannot_lead_out_of_its_directory(saved):
+    (saved / checkpoint.POINTER).write_text("../../elsewhere\n")
+    with pytest.raises(CheckpointError, match="does not name a version"):
+        checkpoint.load(saved)
+
+
+def test_saving_again_keeps_only_the_new_version(saved, model, tokenizer):
+    before = checkpoint.resolve(saved)
+    checkpoint.save(saved, model, tokenizer, {"steps": 8})
+    assert checkpoint.resolve(saved) != before
+    assert not before.exists()
+    assert checkpoint.read_training(checkpoint.resolve(saved)) == {"steps": 8}
+    assert len(list(saved.iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", ["save_file", "_sync"])
+def test_a_save_that_fails_leaves_the_checkpoint_before_it(saved, model, tokenizer, monkeypatch, step):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(path.name for path in saved.iterdir())
+    monkeypatch.setattr(checkpoint, step, full)
+    with pytest.raises(CheckpointError, match="not saved: no space left on the device"):
+        checkpoint.save(saved, model, tokenizer)
+    monkeypatch.undo()
+    assert sorted(path.name for path in saved.iterdir()) == before
+    checkpoint.load(saved)
+
+
+def test_a_run_loads_its_best_checkpoint(tmp_path, model, tokenizer):
+    checkpoint.save(tmp_path / "best", model, tokenizer)
+    assert checkpoint.resolve(tmp_path) == checkpoint.resolve(tmp_path / "best")
+
+
+def test_sizes_add_up_to_the_parameters(saved, model):
+    sizes = checkpoint.read_sizes(checkpoint.resolve(saved))
+    assert sum(sizes.values()) == sum(p.numel() for p in model.parameters())
+    assert {"gpt", "encoders.image", "encoders.audio", "encoders.video", "adapters.video"} <= sizes.keys()

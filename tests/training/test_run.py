@@ -1,0 +1,196 @@
+"""A run from its configuration to the end, on real files."""
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from walls import COLOURS, wall_config, write_walls
+
+import mmgpt
+from mmgpt import checkpoint
+from mmgpt.cli.train import parse, save_config
+from mmgpt.config import AudioEncoderConfig, DataConfig
+from mmgpt.errors import ConfigError, DataError
+from mmgpt.model import MultimodalGPT
+from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.run import augment_picture, load_data, make_tokenizer, precision, train
+
+
+def column(out: Path, name: str) -> list[float]:
+    """The values of a column of the log."""
+    with (out / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    model, _ = checkpoint.load(directory)
+    return dict(model.state_dict())
+
+
+def test_it_learns_the_samples_and_generalises_to_those_held_out(learned):
+    losses = column(learned.run.out, "loss")
+    assert losses[-1] < 0.2 < 2 < losses[0]
+    assert column(learned.run.out, "val_loss")[-1] < 0.5
+    for name in ("best", "last"):
+        model = mmgpt.load(learned.run.out / name, device="cpu")
+        said = model.caption([learned.folder / f"{i}.png" for i in range(12)])  # the last four are held out
+        assert said == [f"the wall is {name}" for name in list(COLOURS) * 3]
+
+
+def test_a_run_leaves_its_log_its_checkpoints_and_a_sheet_of_each_validation(learned):
+    out = learned.run.out
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000045.png", "step-000090.png"]
+    assert PIL.Image.open(out / "samples" / "step-000090.png").width > 600
+    assert len(column(out, "val_loss")) == len(column(out, "val_score")) == 2
+    training = checkpoint.read_training(checkpoint.resolve(out / "last"))
+    assert (training["steps"], training["samples"], training["epochs"]) == (90, 9, 30)
+    assert training["data"] == str(learned.folder)
+
+
+def test_a_broken_picture_costs_one_sample_and_is_named_once(learned):
+    assert sorted(line.partition(": ")[0] for line in learned.run.broken) == [
+        f"{learned.folder / 'captions.csv'}:14",
+        f"{learned.folder / 'captions.csv'}:15",
+    ]
+    assert "broken-train.png: is damaged or not a picture" in learned.run.broken[0]
+
+
+def test_a_batch_in_which_all_are_broken_is_stepped_over(tmp_path):
+    folder = write_walls(tmp_path / "data", train=2, dev=2, broken=("train", "dev"))
+    run = train(wall_config(folder, tmp_path / "run", batch_size=1))
+    assert len(run.broken) == 2
+    assert checkpoint.read_training(checkpoint.resolve(run.out))["val_loss"] > 0
+
+
+def test_the_saved_configuration_runs_again_to_the_same_weights(tmp_path):
+    folder = write_walls(tmp_path / "data", dev=2)
+    config = wall_config(folder, tmp_path / "first", epochs=10, augment=True, seed=3)
+    config.model.gpt.dropout = 0.1
+    save_config(config)
+    train(config)
+    again = parse(["--config", str(tmp_path / "first" / "config.yaml"), "--out", str(tmp_path / "second")])
+    torch.rand(7)  # whatever was drawn before
+    random.random()
+    train(again)
+    assert column(tmp_path / "second", "loss") == column(tmp_path / "first", "loss")
+    assert column(tmp_path / "second", "val_loss") == column(tmp_path / "first", "val_loss")
+    first, second = tensors(tmp_path / "first" / "last"), tensors(tmp_path / "second" / "last")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    train(replace(again, seed=4, out=str(tmp_path / "third")))
+    assert column(tmp_path / "third", "loss") != column(tmp_path / "first", "loss")
+
+
+def test_steps_after_the_last_validation_are_validated_and_kept(tmp_path):
+    folder = write_walls(tmp_path / "data", dev=2)
+    for val_every, validations in ((3, 2), (1000, 1)):  # of 4 steps
+        out = tmp_path / str(val_every)
+        train(wall_config(folder, out, epochs=2, val_every=val_every))
+        assert len(column(out, "val_loss")) == validations
+        assert checkpoint.read_training(checkpoint.resolve(out / "last"))["steps"] == 4
+
+
+def test_without_an_interval_each_epoch_is_validated(tmp_path):
+    folder = write_walls(tmp_path / "data", dev=2)
+    run = train(wall_config(folder, tmp_path / "run", epochs=3))
+    assert sorted(path.name for path in (run.out / "samples").iterdir()) == [
+        f"step-{step:06d}.png" for step in (2, 4, 6)
+    ]
+
+
+def test_what_is_frozen_stays_as_it_was_and_the_rest_learns(tmp_path):
+    folder = write_walls(tmp_path / "data", dev=2)
+    config = wall_config(folder, tmp_path / "run", freeze=["encoders.image", "gpt.embedding"])
+    config.optimizer.weight_decay = 0.5
+    run = train(config)
+    trained = tensors(run.out / "last")
+    torch.manual_seed(config.seed)  # as train does before it builds the model
+    start = MultimodalGPT(config.model).state_dict()
+    same = {name for name in trained if torch.equal(trained[name], start[name])}
+    frozen = {name for name in trained if name.startswith(("encoders.image", "gpt.embedding"))}
+    assert frozen <= same
+    assert {"gpt.transformer.blocks.0.mlp.up.weight", "adapters.image.project.0.weight"} & same == set()
+    assert not any(name.startswith("gpt.transformer.blocks") for name in same)
+
+
+def test_a_frozen_prefix_that_is_unknown_stops_before_training(tmp_path):
+    folder = write_walls(tmp_path / "data", dev=2)
+    with pytest.raises(ConfigError, match="no parameter begins with 'encoders.audio'"):
+        train(wall_config(folder, tmp_path / "run", freeze=["encoders.audio"]))
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("batch_size", 0), ("epochs", 0)])
+def test_counts_that_make_no_sense_are_told(tmp_path, field, value):
+    with pytest.raises(ConfigError, match=f"{field}: must be a whole number from 1 on, not {value}"):
+        train(wall_config(tmp_path, tmp_path / "run", **{field: value}))
+
+
+def test_the_spectrogram_is_masked_only_while_training(tmp_path):
+    """Augmentation of sounds is a matter of the encoder's mode: validation hears them whole."""
+    config = wall_config(tmp_path, tmp_path / "run", augment=True, data=DataConfig(samples=2, val_samples=2))
+    config.model.audio = AudioEncoderConfig(sample_rate=8000, window=256, hop=80, mels=16, channels=16, layers=1)
+    audio = MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=9))).encoders["audio"]
+    audio.augment = True  # type: ignore[assignment]
+    torch.manual_seed(0)
+    sound = [torch.rand(20_000) - 0.5]
+    audio.eval()
+    assert torch.equal(audio(sound)[0], audio(sound)[0])
+    audio.train()
+    assert not torch.equal(audio(sound)[0], audio(sound)[0])
+
+
+def test_validation_samples_are_spread_over_the_split(tmp_path):
+    folder = write_walls(tmp_path / "data", train=2, dev=12)
+    _, all_of_them = load_data(DataConfig("captions", str(folder)), seed=0)
+    _, some = load_data(DataConfig("captions", str(folder), val_samples=4), seed=0)
+    assert len(some) == 4
+    assert [one.where for one in some] == [one.where for one in all_of_them[::3]]
+
+
+def test_a_split_with_nothing_in_it_is_told(tmp_path):
+    folder = write_walls(tmp_path / "data")
+    with pytest.raises(DataError, match=r'nothing is in the split "tset"'):
+        load_data(DataConfig("captions", str(folder), split="tset"), seed=0)
+
+
+def test_a_tokenizer_that_is_named_is_used_and_otherwise_one_is_trained(tmp_path):
+    folder = write_walls(tmp_path / "data")
+    samples, _ = load_data(DataConfig("captions", str(folder)), seed=0)
+    trained = make_tokenizer(DataConfig("captions", str(folder), vocab_size=300), samples)
+    assert len(trained.encode("the wall is")) < len("the wall is")
+    own = Tokenizer.train(["something else"], 261)
+    (tmp_path / "tokenizer.json").write_text(own.to_json())
+    assert len(make_tokenizer(DataConfig(tokenizer=str(tmp_path)), samples)) == len(own)
+
+
+def test_bf16_is_chosen_only_where_the_cpu_computes_in_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for amx, avx512, expected in ((False, False, "32-true"), (True, False, "bf16-mixed"), (False, True, "bf16-mixed")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+        assert precision("auto") == expected
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert precision("auto") == "32-true"
+    assert precision("bf16-mixed") == "bf16-mixed"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file() or torch.cuda.is_available(), reason="asks Linux of its CPU")
+def test_bf16_is_not_chosen_on_this_cpu_without_the_instructions():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if not {"amx_bf16", "avx512_bf16"} & set(flags):
+        assert precision("auto") == "32-true"
+
+
+def test_a_picture_is_cropped_to_no_less_than_its_share():
+    random.seed(0)
+    for _ in range(50):
+        width, height = augment_picture(PIL.Image.new("RGB", (100, 50))).size
+        assert 60 <= width <= 100
+        assert 30 <= height <= 50
+    assert augment_picture(PIL.Image.new("RGB", (1, 1))).size == (1, 1)
