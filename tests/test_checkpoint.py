@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
-from tiny import some_audio, some_image, some_video
 from safetensors.torch import load_file, save_file
+from tiny import some_audio, some_image, some_video
 
 from mmgpt import checkpoint
 from mmgpt.batch import collate

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tiny import some_audio, some_image, some_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import some_audio, some_image, some_video
 
 from mmgpt.config import audio_grid, image_grid, slot_count, video_grid
 from mmgpt.content import Image, Message

@@ -5,23 +5,38 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from mmgpt.config import DataConfig, GPTConfig, ImageEncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
+from mmgpt.config import (
+    AdapterConfig,
+    DataConfig,
+    GPTConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 
 
-def write_walls(folder: Path, train: int = 8, dev: int = 4, broken: tuple[str, ...] = ()) -> Path:
-    """Pictures of one colour each, named in turn, and one that is none for each split in `broken`."""
+def colour_of(number: int) -> str:
+    return list(COLOURS)[(number + number // 3) % 3]
+
+
+def write_walls(folder: Path, train: int = 9, dev: int = 3, broken: tuple[str, ...] = ()) -> Path:
+    """Pictures of one colour each, and one that is none for each split in `broken`.
+
+    Training goes through three wordings of the request in turn; the colours do not come in step with them.
+    """
     folder.mkdir(parents=True)
     rows = ["image,caption,split"]
     for i in range(train + dev):
-        name = list(COLOURS)[i % 4]
+        name = colour_of(i)
         grain = np.random.default_rng(i).integers(-9, 10, (32, 32, 3))
         PIL.Image.fromarray(np.clip(np.array(COLOURS[name]) + grain, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,the wall is {name},{'train' if i < train else 'dev'}")
+        rows.append(f"{i}.png,{name} wall,{'train' if i < train else 'dev'}")
     for split in broken:
         (folder / f"broken-{split}.png").write_text("no picture")
-        rows.append(f"broken-{split}.png,the wall is broken,{split}")
+        rows.append(f"broken-{split}.png,broken wall,{split}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
     return folder
 
@@ -29,16 +44,17 @@ def write_walls(folder: Path, train: int = 8, dev: int = 4, broken: tuple[str, .
 def wall_config(folder: Path, out: Path, **changes) -> TrainConfig:
     settings = {
         "out": str(out),
-        "batch_size": 4,
+        "batch_size": 5,
         "epochs": 1,
         "data": DataConfig("captions", str(folder), vocab_size=280),
-        "optimizer": OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
+        "optimizer": OptimizerConfig(learning_rate=5e-3, weight_decay=0.0),
         "precision": "32-true",
         "model": ModelConfig(
-            GPTConfig(width=32, layers=1, heads=2, context=64),
+            GPTConfig(width=64, layers=1, heads=2, context=64),
             ImageEncoderConfig(
-                "convnext_atto", size=(32, 32), args={"patch_size": 2, "depths": [1] * 4, "dims": [8] * 4}
+                "convnext_atto", size=(32, 32), args={"patch_size": 2, "depths": [1] * 4, "dims": [16] * 4}
             ),
+            adapters={"image": AdapterConfig("linear")},
         ),
     }
     return TrainConfig(**{**settings, **changes})

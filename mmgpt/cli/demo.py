@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
     save_config(config)
     print("making a small world and a small model; one model learns pictures, sounds, clips and text", flush=True)
 
+    import shlex
     from pathlib import Path
 
     from mmgpt.data.world import World, tasks_of
@@ -68,14 +69,14 @@ def main(arguments: list[str]) -> None:
     held_out = [s for task in tasks_of() for s in World("test", args.held_out, args.seed, task=task)]
     finish(config, run, held_out, GOALS, title="mmgpt demo")
     files = write_examples(Path(args.out) / "examples", args.seed)
-    model = "" if args.out == options.DEFAULT_MODEL else f" --model {args.out}"
+    model = [] if args.out == options.DEFAULT_MODEL else ["--model", args.out]
     picture, speech, clip = (files[task] for task in ("caption", "transcribe", "describe"))
     print(f"\nreport: {Path(args.out) / 'report.html'} (open it in a browser)\nnext, on samples it has never seen:")
     for command, truth in (
-        (f"mmgpt caption {picture.path}{model}", picture.truth),
-        (f'mmgpt ask "How many shapes are there?" --image {picture.path}{model}', ""),
-        (f"mmgpt transcribe {speech.path}{model}", speech.truth),
-        (f'mmgpt ask "{clip.request}" --video {clip.path}{model}', clip.truth),
-        (f"mmgpt info {args.out}", ""),
+        (["caption", picture.path, *model], picture.truth),
+        (["ask", "How many shapes are there?", "--image", picture.path, *model], ""),
+        (["transcribe", speech.path, *model], speech.truth),
+        (["ask", clip.request, "--video", clip.path, *model], clip.truth),
+        (["info", args.out], ""),
     ):
-        print(f"  uv run {command}" + (f"   # truth: {truth}" if truth else ""))
+        print(f"  uv run mmgpt {shlex.join(map(str, command))}" + (f"   # truth: {truth}" if truth else ""))

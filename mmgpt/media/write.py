@@ -40,7 +40,7 @@ def write_video(path: Path, frames: np.ndarray, frame_rate: float, sound: Wavefo
         file.mux(video.encode())
         if sound is not None and audio is not None:
             packed = av.AudioFrame.from_ndarray(_int16(sound)[None], format="s16", layout="mono")
-            packed.sample_rate = sound.sample_rate
+            packed.sample_rate, packed.time_base, packed.pts = sound.sample_rate, Fraction(1, sound.sample_rate), 0
             file.mux(audio.encode(packed))
             file.mux(audio.encode())
 

@@ -91,7 +91,7 @@ def train(config: TrainConfig) -> Run:
         enable_model_summary=False,
     )
     started = time.monotonic()
-    trainer.fit(module, *loaders)
+    trainer.fit(module, loaders[0], loaders[1])
     if keep.saved_at < trainer.global_step:  # steps after the last multiple of val_every
         trainer.validate(module, loaders[1], verbose=False)
     return Run(out, time.monotonic() - started, val_samples, module.broken)
@@ -158,5 +158,5 @@ def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _quiet() -> None:
     """Lightning's hints on hardware, workers, logs and intervals are not about anything the user did."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in ("num_workers", "Experiment logs directory", "logging interval", "LeafSpec"):
+    for hint in ("num_workers", "Experiment logs directory", "logging interval", "returned `None`", "LeafSpec"):
         warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")

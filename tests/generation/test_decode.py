@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tiny import some_audio, some_image, some_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import some_audio, some_image, some_video
 
 from mmgpt.batch import collate
 from mmgpt.content import Message

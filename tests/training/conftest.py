@@ -23,5 +23,5 @@ class Learned:
 def learned(tmp_path_factory) -> Learned:
     place = tmp_path_factory.mktemp("walls")
     folder = write_walls(place / "data", broken=("train", "dev"))
-    config = wall_config(folder, place / "run", epochs=30, val_every=45)  # 3 batches: steps 45 and 90
+    config = wall_config(folder, place / "run", epochs=100, val_every=100)  # 2 batches an epoch
     return Learned(config, folder, train(config))

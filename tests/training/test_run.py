@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from walls import COLOURS, wall_config, write_walls
+from walls import colour_of, wall_config, write_walls
 
 import mmgpt
 from mmgpt import checkpoint
@@ -33,21 +33,20 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 def test_it_learns_the_samples_and_generalises_to_those_held_out(learned):
     losses = column(learned.run.out, "loss")
-    assert losses[-1] < 0.2 < 2 < losses[0]
-    assert column(learned.run.out, "val_loss")[-1] < 0.5
+    assert losses[-1] < 0.1 < 1 < losses[0]
     for name in ("best", "last"):
         model = mmgpt.load(learned.run.out / name, device="cpu")
-        said = model.caption([learned.folder / f"{i}.png" for i in range(12)])  # the last four are held out
-        assert said == [f"the wall is {name}" for name in list(COLOURS) * 3]
+        said = model.caption([learned.folder / f"{i}.png" for i in range(12)])  # the last three are held out
+        assert said == [f"{colour_of(i)} wall" for i in range(12)]
 
 
 def test_a_run_leaves_its_log_its_checkpoints_and_a_sheet_of_each_validation(learned):
     out = learned.run.out
-    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000045.png", "step-000090.png"]
-    assert PIL.Image.open(out / "samples" / "step-000090.png").width > 600
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000100.png", "step-000200.png"]
+    assert PIL.Image.open(out / "samples" / "step-000200.png").width > 600
     assert len(column(out, "val_loss")) == len(column(out, "val_score")) == 2
     training = checkpoint.read_training(checkpoint.resolve(out / "last"))
-    assert (training["steps"], training["samples"], training["epochs"]) == (90, 9, 30)
+    assert (training["steps"], training["samples"], training["epochs"]) == (200, 10, 100)
     assert training["data"] == str(learned.folder)
 
 
@@ -113,13 +112,13 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_learns(tmp_path):
     same = {name for name in trained if torch.equal(trained[name], start[name])}
     frozen = {name for name in trained if name.startswith(("encoders.image", "gpt.embedding"))}
     assert frozen <= same
-    assert {"gpt.transformer.blocks.0.mlp.up.weight", "adapters.image.project.0.weight"} & same == set()
+    assert {"gpt.transformer.blocks.0.mlp.up.weight", "adapters.image.project.weight"} & same == set()
     assert not any(name.startswith("gpt.transformer.blocks") for name in same)
 
 
 def test_a_frozen_prefix_that_is_unknown_stops_before_training(tmp_path):
     folder = write_walls(tmp_path / "data", dev=2)
-    with pytest.raises(ConfigError, match="no parameter begins with 'encoders.audio'"):
+    with pytest.raises(ConfigError, match=r"no parameter begins with 'encoders\.audio'"):
         train(wall_config(folder, tmp_path / "run", freeze=["encoders.audio"]))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
@@ -162,7 +161,7 @@ def test_a_tokenizer_that_is_named_is_used_and_otherwise_one_is_trained(tmp_path
     folder = write_walls(tmp_path / "data")
     samples, _ = load_data(DataConfig("captions", str(folder)), seed=0)
     trained = make_tokenizer(DataConfig("captions", str(folder), vocab_size=300), samples)
-    assert len(trained.encode("the wall is")) < len("the wall is")
+    assert len(trained.encode(" wall")) < len(" wall")
     own = Tokenizer.train(["something else"], 261)
     (tmp_path / "tokenizer.json").write_text(own.to_json())
     assert len(make_tokenizer(DataConfig(tokenizer=str(tmp_path)), samples)) == len(own)

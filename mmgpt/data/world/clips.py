@@ -28,7 +28,7 @@ from mmgpt.data.world.scenes import (
 
 FRAME_RATE = 4.0
 DIRECTIONS = (("left", "right"), ("up", "down"))  # by axis: towards 0, away from 0
-STEPS = (5, 9)  # pixels a frame
+STEPS = (5, 8)  # pixels a frame
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,12 @@ _DIGITS = {str(i): number for i, number in enumerate(NUMBERS)}
 def read_word(text: str, answer: str) -> str | None:
     """The first word of the text that could stand where `answer` stands (a colour for a colour, ...)."""
     family = next(family for family in _FAMILIES if answer in family)
-    return next((word for word in normalise(text).split() if word in family), None)
+    return next((word for word in normalise(text.replace(",", " ")).split() if word in family), None)
 
 
 def read_verdict(text: str) -> str | None:
     """ "yes" or "no" if the text ends with it; the evidence told before does not count."""
-    last = normalise(text).split()[-1:]
+    last = normalise(text.replace(",", " ")).split()[-1:]
     return last[0] if last and last[0] in ("yes", "no") else None
 
 

@@ -8,11 +8,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64  # pixels a side
+SIZE = 48  # pixels a side
 SUPERSAMPLING = 3
 GAP = 3  # pixels at least between two shapes
-STAGGER = 5  # pixels at least between the centres of two shapes from left to right, so that their order is plain
-RADII = (7.0, 11.0)
+STAGGER = 4  # pixels at least between the centres of two shapes from left to right, so that their order is plain
+RADII = (7.0, 10.0)
+CROWD, CROWDED = 3, 0.75  # more things than this are drawn smaller, by this factor, or they would not fit
 
 COLOURS = {
     "red": (225, 40, 40),
@@ -67,9 +68,9 @@ def draw_kinds(rng: np.random.Generator, count: int, new: bool) -> list[Kind]:
     return [pick(rng, NEW if new and not i else SEEN) for i in range(count)]
 
 
-def make_thing(rng: np.random.Generator, kind: Kind, half: int | None = None) -> Thing:
+def make_thing(rng: np.random.Generator, kind: Kind, half: int | None = None, scale: float = 1.0) -> Thing:
     """A thing of random size and place, wholly in the picture; in the upper (0) or lower (1) half if one is given."""
-    radius = rng.uniform(*RADII)
+    radius = scale * rng.uniform(*RADII)
     low, high = radius + 1, SIZE - radius - 1
     x, y = rng.uniform(low, high, 2)
     if half is not None:  # clearly above or below the middle
@@ -85,8 +86,9 @@ def place(rng: np.random.Generator, kinds: Sequence[Kind]) -> list[Thing]:
     """Things of these kinds, apart from each other, sorted from left to right."""
     things: list[Thing] = []
     attempts = 0
+    scale = 1.0 if len(kinds) <= CROWD else CROWDED
     while len(things) < len(kinds):
-        thing = make_thing(rng, kinds[len(things)])
+        thing = make_thing(rng, kinds[len(things)], scale=scale)
         if all(_apart(thing, other) for other in things):
             things.append(thing)
         attempts += 1
