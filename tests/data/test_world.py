@@ -127,14 +127,11 @@ def test_a_world_is_a_sequence():
 
 
 def test_training_gives_one_of_the_answers_and_the_other_splits_all():
-    wordings = set()
-    for index, sample in enumerate(World("train", 40, task="caption")):
+    for index, sample in enumerate(World("train", 10, task="caption")):
         answers = world_sample(index, "train", 0, task="caption").answers
-        assert len(answers) == 2
+        assert len(set(answers)) == len(answers) > 1
         assert sample.answers == answers[:1]
-        wordings.add(next((i for i, start in enumerate(("there", "the", "we")) if answers[0].startswith(start)), 3))
-    assert len(wordings) == 4
-    assert all(len(set(sample.answers)) == 2 for sample in World("dev", 10, task="describe"))
+    assert all(len(sample.answers) > 1 for split in ("dev", "test") for sample in World(split, 5, task="caption"))
 
 
 # --- combinations that training never has
@@ -159,6 +156,7 @@ def test_a_fifth_of_held_out_samples_has_a_new_combination(level, drawn):
             assert sample.group == ("new combination" if new else "seen")
             counts[new] += 1
             drawn.clear()
+    assert counts[True] > 0
     assert counts[True] / sum(counts.values()) == pytest.approx(NEW_SHARE, abs=0.08)
     assert all(sample.group == "" for task in WITHOUT_SHAPES for sample in World("test", 5, task=task))
 

@@ -67,20 +67,32 @@ def _listed(items: Sequence[str]) -> str:
 # --- captions
 
 
-def captions(rng: np.random.Generator, kinds: Sequence[Kind], count: int = 2) -> tuple[str, ...]:
-    """`count` differently worded captions; shapes are named in the order given, equal ones together."""
+# How a caption begins follows from how it was asked for, so that only what is seen is left to be learned.
+_OPENINGS = {
+    "describe the picture": "",
+    "what is in the picture": "there {is_are} ",
+    "what does the picture show": "the picture shows ",
+}
+
+
+def captions(prompt: str, kinds: Sequence[Kind]) -> tuple[str, ...]:
+    """The caption in the wording that goes with the prompt, then in the others; shapes are named in the order given,
+
+    equal ones together.
+    """
     counts = Counter(kinds)
     items = [
         f"a {name(kind)}" if n == 1 else f"{NUMBERS[n]} {kind.colour} {plural(kind.shape)}"
         for kind, n in counts.items()
     ]
-    there = "there is" if next(iter(counts.values())) == 1 else "there are"
-    wordings = [opening + _listed(items) for opening in ("", there + " ", "the picture shows ", "we see ")]
-    return tuple(wordings[i] for i in rng.permutation(len(wordings))[:count])
+    is_are = "is" if next(iter(counts.values())) == 1 else "are"
+    asked = _OPENINGS[normalise(prompt)]
+    openings = [asked, *(opening for opening in _OPENINGS.values() if opening != asked)]
+    return tuple(opening.format(is_are=is_are) + _listed(items) for opening in openings)
 
 
 _COLOUR, _SHAPE = "|".join(COLOURS), "|".join(SHAPES)
-_OPENING = re.compile(r"^(there (is|are)|the picture shows|we see) ")
+_OPENING = re.compile(r"^(there (is|are)|the picture shows) ")
 _ITEM = re.compile(rf"(a|one|two|three|four) ({_COLOUR}) ({_SHAPE})(?:s|es)?")
 
 
@@ -99,15 +111,15 @@ def read_caption(text: str) -> Counter[Kind] | None:
 # --- clips
 
 
-def descriptions(rng: np.random.Generator, motions: Sequence[tuple[Kind, str]], count: int = 2) -> tuple[str, ...]:
-    """`count` differently worded descriptions of what moves where; a direction of "" stands still."""
+def descriptions(prompt: str, motions: Sequence[tuple[Kind, str]]) -> tuple[str, ...]:
+    """What moves where, in the wording that goes with the prompt, then in the other; "" stands still."""
     wordings = []
-    for article, moves, rests in (("a", "moves", "stands still"), ("the", "moves", "does not move")):
+    for article, rests in (("a", "stands still"), ("the", "does not move")):
         items = [
-            f"{article} {name(kind)} {moves + ' ' + direction if direction else rests}" for kind, direction in motions
+            f"{article} {name(kind)} {'moves ' + direction if direction else rests}" for kind, direction in motions
         ]
         wordings.append(_listed(items))
-    return tuple(wordings[i] for i in rng.permutation(len(wordings))[:count])
+    return tuple(wordings if normalise(prompt).startswith("what") else wordings[::-1])
 
 
 _MOTION = re.compile(

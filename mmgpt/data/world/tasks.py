@@ -80,8 +80,8 @@ def other_kinds(rng: Rng, count: int, side: int, value: str) -> list[Kind]:
 
 def caption(rng: Rng, level: Level, new: bool) -> Exchange:
     things = place(rng, draw_kinds(rng, some(rng, 1, level.things), new))
-    told = captions(rng, [thing.kind for thing in things])
-    return Exchange((Image(render(rng, things)),), request(rng, "caption"), told)
+    prompt = request(rng, "caption")
+    return Exchange((Image(render(rng, things)),), prompt, captions(prompt, [thing.kind for thing in things]))
 
 
 def colour(rng: Rng, level: Level, new: bool) -> Exchange:
@@ -246,7 +246,8 @@ def first_mover(rng: Rng, level: Level, new: bool) -> Exchange:
 def describe(rng: Rng, level: Level, new: bool) -> Exchange:
     axis = some(rng, 0, 1)
     tracks, motions = _moving(rng, level, new, axis)
-    return Exchange((clip(rng, tracks, axis),), request(rng, "describe"), descriptions(rng, motions))
+    prompt = request(rng, "describe")
+    return Exchange((clip(rng, tracks, axis),), prompt, descriptions(prompt, motions))
 
 
 # --- two media at once: the answer tells what is seen and what is heard, then the verdict
