@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
+import numpy as np
+import PIL.Image
 import torch
 
 from mmgpt import checkpoint
@@ -16,7 +18,7 @@ from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
 
 # What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
-Source = Any
+Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
 T = TypeVar("T", Image, Audio, Video)
 
 BATCH_TOKENS = 8192  # prompts are decoded together up to so many tokens, room for the answers included
@@ -55,9 +57,9 @@ class Assistant:
         self,
         question: str,
         *,
-        image: Source | list[Source] = (),
-        audio: Source | list[Source] = (),
-        video: Source | list[Source] = (),
+        image: Source | Sequence[Source] = (),
+        audio: Source | Sequence[Source] = (),
+        video: Source | Sequence[Source] = (),
         **decoding: Any,
     ) -> str:
         """The answer to a question about pictures, sounds and videos: one, or a list, of each."""
@@ -123,7 +125,7 @@ def load(directory: str | Path, device: str | torch.device | None = None) -> Ass
     return Assistant(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
 
 
-def _parts(kind: type[T], source: Source | list[Source] | tuple[()]) -> list[T]:
+def _parts(kind: type[T], source: Any) -> list[T]:
     sources = source if isinstance(source, list | tuple) else [source]
     return [item if isinstance(item, kind) else kind(item) for item in sources]
 

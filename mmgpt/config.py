@@ -9,9 +9,11 @@ without a module.
 import difflib
 from dataclasses import dataclass, field, is_dataclass, replace
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from mmgpt.errors import ConfigError
+
+Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]
 
 
 @dataclass
@@ -293,10 +295,13 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay.
+    """AdamW (Loshchilov and Hutter 2019), or Muon with it, under linear warm-up and cosine decay.
 
     Args:
-        learning_rate: Peak learning rate.
+        learning_rate: Peak learning rate of AdamW.
+        muon: Peak learning rate of Muon (Jordan et al. 2024), which then steps the weight matrices; None leaves them
+            to AdamW. Good values are a few times AdamW's.
+        scales: Factors on the learning rate of modules, by the start of their parameters' names (encoders: 2.0).
         warmup: Steps, or the share of all steps if below 1, of linear warm-up.
         final: Learning rate at the end, as a share of the peak.
         weight_decay: On matrices alone; norms, biases and embeddings get none.
@@ -305,6 +310,8 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-3
+    muon: float | None = None
+    scales: dict[str, float] = field(default_factory=dict)
     warmup: float = 0.05
     final: float = 0.05
     weight_decay: float = 0.05
@@ -337,7 +344,7 @@ class TrainConfig:
     batch_size: int = 64
     epochs: int = 1
     seed: int = 0
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Precision = "auto"
     val_every: int = 0
     augment: bool = False
     freeze: list[str] = field(default_factory=list)
@@ -360,7 +367,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for option in options:
-        if is_dataclass(option) and isinstance(value, dict):
+        if isinstance(option, type) and is_dataclass(option) and isinstance(value, dict):
             return from_dict(option, value, where)
         if get_origin(option) is tuple and isinstance(value, list):
             return tuple(value)

@@ -24,8 +24,9 @@ class Tokenizer:
         bpe.no_padding()
         bpe.no_truncation()
         self._bpe = bpe
-        self.end = bpe.token_to_id(END)
-        self.slot = bpe.token_to_id(SLOT)
+        self._special: dict[str, int] = {token: bpe.token_to_id(token) or 0 for token in SPECIAL_TOKENS}
+        self.end = self._special[END]
+        self.slot = self._special[SLOT]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -73,4 +74,4 @@ class Tokenizer:
 
     def role(self, role: str) -> int:
         """The token that opens a message of this role."""
-        return self._bpe.token_to_id(ROLE_TOKENS[role])
+        return self._special[ROLE_TOKENS[role]]

@@ -1,6 +1,7 @@
 """mmgpt caption: describe pictures."""
 
 from mmgpt.cli import options
+from mmgpt.cli.files import answer_files
 
 
 def main(arguments: list[str]) -> None:
@@ -9,12 +10,4 @@ def main(arguments: list[str]) -> None:
     options.add_model(parser)
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
-
-    import mmgpt
-
-    captions = mmgpt.load(args.model).caption(args.images, **options.decoding(args))
-    for image, caption in zip(args.images, captions, strict=True):
-        if args.json:
-            options.show({"image": image, "caption": caption})
-        else:
-            print(caption if len(captions) == 1 else f"{image}: {caption}")
+    answer_files(args, args.images, "caption", "image", "caption")

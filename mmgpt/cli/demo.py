@@ -23,21 +23,31 @@ def demo_config(out: str, samples: int, seed: int) -> TrainConfig:
     return TrainConfig(
         out=out,
         seed=seed,
-        batch_size=64,
+        batch_size=32,
         data=DataConfig(format="world", samples=samples, val_samples=256, vocab_size=640),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=0.05, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=3e-3, muon=1e-2, scales={"encoders": 2.0}),
         model=ModelConfig(
-            gpt=GPTConfig(width=128, layers=4, heads=4, context=256),
+            gpt=GPTConfig(width=128, layers=2, heads=4, context=256),
+            # Two stages of a small ResNet: group norm, since batch norm learns nothing while its statistics are frozen.
             image=ImageEncoderConfig(
-                "convnext_atto",
-                size=(64, 64),
-                args={"patch_size": 2, "depths": [1, 1, 1, 1], "dims": [24, 48, 96, 128]},
+                "resnet18",
+                size=(48, 48),
+                layer=-3,
+                args={
+                    "layers": [1, 1, 1, 1],
+                    "channels": [32, 64, 96, 128],
+                    "stem_width": 32,
+                    "norm_layer": "groupnorm",
+                    "zero_init_last": False,
+                },
             ),
-            audio=AudioEncoderConfig(
-                sample_rate=8000, window=256, hop=80, mels=40, channels=128, layers=2, reduction=8
-            ),
+            audio=AudioEncoderConfig(sample_rate=8000, window=256, hop=80, mels=40, channels=96, layers=2, reduction=8),
             video=VideoEncoderConfig(frames=4, grid=(2, 2)),
-            adapters={name: AdapterConfig("linear") for name in ("image", "audio", "video")},
+            adapters={
+                "image": AdapterConfig("pixel_shuffle"),
+                "audio": AdapterConfig("linear"),
+                "video": AdapterConfig("linear"),
+            },
         ),
     )
 

@@ -1,6 +1,7 @@
 """mmgpt transcribe: write down speech."""
 
 from mmgpt.cli import options
+from mmgpt.cli.files import answer_files
 
 
 def main(arguments: list[str]) -> None:
@@ -9,12 +10,4 @@ def main(arguments: list[str]) -> None:
     options.add_model(parser)
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
-
-    import mmgpt
-
-    transcripts = mmgpt.load(args.model).transcribe(args.sounds, **options.decoding(args))
-    for sound, transcript in zip(args.sounds, transcripts, strict=True):
-        if args.json:
-            options.show({"audio": sound, "transcript": transcript})
-        else:
-            print(transcript if len(transcripts) == 1 else f"{sound}: {transcript}")
+    answer_files(args, args.sounds, "transcribe", "audio", "transcript")

@@ -1,7 +1,10 @@
 """The Lightning module: loss, optimizer, schedule. Captioning and question answering are presets of it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,6 +15,7 @@ from mmgpt.data.dataset import LoadedBatch
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.muon import Muon
 
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
@@ -54,12 +58,9 @@ class MultimodalModule(L.LightningModule):
     def configure_optimizers(self) -> dict:  # type: ignore[override]
         settings = self.optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            fused=True,
-        )
+        groups = parameter_groups(self.model, settings)
+        build = Muon if settings.muon is not None else partial(torch.optim.AdamW, fused=True)
+        optimizer = build(groups, lr=settings.learning_rate, betas=settings.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -90,15 +91,32 @@ def learning_rate(step: int, steps: int, settings: OptimizerConfig) -> float:
     return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters, weight decay on matrices alone: not on norms, biases, embeddings or learned queries."""
+def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by how they are stepped: which optimizer, which learning rate, weight decay or not.
+
+    Matrices (and kernels of convolutions that mix channels) are decayed, and are Muon's where it is chosen; norms,
+    biases, embeddings, output heads, learned queries and depthwise kernels are AdamW's and are not decayed.
+    """
+    for prefix in settings.scales:
+        if not any(name.startswith(prefix) for name, _ in model.named_parameters()):
+            raise ConfigError(f"optimizer.scales: no parameter begins with {prefix!r}; {_modules(model)}")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim >= 2 and id(p) not in embeddings and not name.endswith("queries")]
-    chosen = {id(p) for p in decayed}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            single = parameter.ndim < 2 or parameter.shape[1] == 1 or id(parameter) in embeddings
+            matrix = not single and not name.endswith(("queries", "lm_head.weight"))
+            scale = next((factor for prefix, factor in settings.scales.items() if name.startswith(prefix)), 1.0)
+            groups[matrix, scale].append(parameter)
+    muon = settings.muon is not None
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [p for _, p in trained if id(p) not in chosen], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "lr": scale * (settings.muon if settings.muon is not None and matrix else settings.learning_rate),
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+            **({"matrices": matrix} if muon else {}),
+        }
+        for (matrix, scale), parameters in groups.items()
     ]
 
 
@@ -107,9 +125,13 @@ def freeze_parameters(model: nn.Module, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         found = [p for name, p in model.named_parameters() if name.startswith(prefix)]
         if not found:
-            modules = ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}))
-            raise ConfigError(f"freeze: no parameter begins with {prefix!r}; the model has {modules}")
+            raise ConfigError(f"freeze: no parameter begins with {prefix!r}; {_modules(model)}")
         for parameter in found:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise DataError("freeze: nothing is left to train")
+
+
+def _modules(model: nn.Module) -> str:
+    names = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
+    return f"the model has {', '.join(names)}"

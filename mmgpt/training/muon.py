@@ -52,7 +52,11 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            state = self.state[parameter]
+            if not state:  # AdamW, when it reads a saved state, looks for a step in each parameter's
+                state.update(step=torch.zeros(()), momentum=torch.zeros_like(parameter))
+            state["step"] += 1
+            momentum = state["momentum"]
             momentum.lerp_(parameter.grad, 1 - MOMENTUM)
             direction = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
             alike[tuple(direction.shape)].append((parameter, direction))  # type: ignore[index]

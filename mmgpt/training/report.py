@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgpt import checkpoint
-from mmgpt.assistant import Assistant
+from mmgpt.assistant import load
 from mmgpt.config import TrainConfig
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import score_answer
@@ -30,8 +30,7 @@ def finish(
 ) -> Evaluation:
     """Evaluate OUT/best on the samples (default: those it validated on) and leave OUT/report.html with its scores."""
     judge: Judge | None = score_answer if config.data.format == "world" else None
-    model, tokenizer = checkpoint.load(run.out / "best")
-    assistant = Assistant(model, tokenizer)
+    assistant = load(run.out / "best")
     evaluation = evaluate(
         assistant, run.val_samples if samples is None else samples, Decoding(max_new_tokens=48), judge=judge
     )
@@ -44,11 +43,11 @@ def finish(
          "control": None if score.control is None else round(score.control, 4)}
         for score in scores
     ]  # fmt: skip
-    checkpoint.save(run.out / "best", model, tokenizer, training)
+    checkpoint.save(run.out / "best", assistant.model, assistant.tokenizer, training)
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
     (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in assistant.model.parameters())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),
         ("training samples", f"{training['samples']:,} × {training['epochs']} epochs"),

@@ -142,3 +142,12 @@ def test_a_tokenizer_that_cannot_be_trained_is_told(mmgpt_command, tmp_path, tex
     ).error(1)
     assert told in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_picture_among_others_costs_itself_alone(mmgpt_command, model_directory, media, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    good = str(media / "good.jpg")
+    told = mmgpt_command("caption", good, broken, good, "--model", model_directory, "--json")
+    assert "broken.png" in told.error(1)
+    assert [json.loads(line)["image"] for line in told.out.splitlines()] == [good, good]

@@ -1,5 +1,7 @@
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from mmgpt.content import Audio, Image, Text, Video
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World, score_answer, tasks_of, world_sample
 from mmgpt.data.world.examples import TASKS, write_examples
-from mmgpt.data.world.make import NEW_SHARE, SPLITS
+from mmgpt.data.world.make import FIRST_SHARE, NEW_SHARE, SPLITS
 from mmgpt.data.world.scenes import COLOURS, NEW, SEEN, SHAPES, SIZE, Kind, draw_outline
 from mmgpt.data.world.sounds import RATE
 from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
@@ -132,6 +134,46 @@ def test_training_gives_one_of_the_answers_and_the_other_splits_all():
         assert len(set(answers)) == len(answers) > 1
         assert sample.answers == answers[:1]
     assert all(len(sample.answers) > 1 for split in ("dev", "test") for sample in World(split, 5, task="caption"))
+
+
+# --- training begins with what is easier
+
+
+def test_the_first_quarter_of_training_is_easier(drawn):
+    easy, level = LEVELS["small"].first, LEVELS["small"]
+    quarter = 3 * len(easy.turns)
+    assert 4 * FIRST_SHARE == 1
+    world, shown = World("train", 4 * quarter, seed=3), set()
+    for index, task in enumerate(islice(cycle(easy.turns), quarter)):
+        sample = world[index]
+        expected = replace(easier := world_sample(index, "train", 3, first=True), answers=easier.answers[:1])
+        assert content(sample) == content(expected)
+        assert sample.task == task
+    assert set(easy.turns) == set(easy.forms) < set(level.forms)
+    assert set(drawn) <= set(SEEN)
+    drawn.clear()
+    for task in ("caption", "question"):
+        for index in range(20):
+            shown |= mentioned(world_sample(index, "train", 3, task=task, first=True))
+    assert len(drawn) == 40  # a single shape each
+    assert shown <= set(drawn)
+    for index in range(quarter, quarter + len(level.turns)):
+        sample = world_sample(index, "train", 3)
+        assert content(world[index]) == content(replace(sample, answers=sample.answers[:1]))
+        assert sample.task == level.turns[index % len(level.turns)]
+
+
+@pytest.mark.parametrize("asked", [{"split": "dev"}, {"split": "test"}, {"split": "train", "level": "hard"}])
+def test_what_is_held_out_or_hard_begins_with_no_easier_samples(asked):
+    level = LEVELS[asked.get("level", "small")]
+    tasks = [sample.task for sample in World(**asked, length=len(level.turns))]
+    assert tasks == list(level.turns)
+
+
+def test_training_on_one_task_has_no_easier_samples():
+    samples = [world_sample(index, "train", 0, task="caption") for index in range(20)]
+    for sample, same in zip(World("train", 20, task="caption"), samples, strict=True):
+        assert content(sample) == content(replace(same, answers=same.answers[:1]))
 
 
 # --- combinations that training never has

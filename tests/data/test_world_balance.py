@@ -10,9 +10,9 @@ from world_senses import places
 
 from mmgpt.content import Video
 from mmgpt.data.world import World
-from mmgpt.data.world.clips import DIRECTIONS, STEPS, Track, render_clip, travel
+from mmgpt.data.world.clips import DIRECTIONS, Track, render_clip, travel
 from mmgpt.data.world.language import normalise, read_description
-from mmgpt.data.world.scenes import NEW, SIZE, Kind, Thing
+from mmgpt.data.world.scenes import NEW, SIZE, Kind, Thing, make_thing
 from mmgpt.data.world.tasks import LEVELS, Exchange
 
 # The number of answers of each form, and of those that are left to who knows the question. (Of the 30 kinds 5 are
@@ -113,47 +113,64 @@ def test_neither_medium_alone_tells_whether_both_match(form, hard, drawn):
 
 # --- the direction of motion is in the order of the frames alone
 
+MOVES = pytest.mark.parametrize("moves", [(1,) * 3, (1,) * 7, (1, 1, 1, 0, 0, 0, 0), (0, 0, 0, 0, 1, 1, 1)])
 
-@pytest.mark.parametrize("moves", [(1, 1, 1), (1, 1, 1, 0, 0, 0, 0)])
-def test_a_way_played_backwards_is_as_likely_and_goes_the_other_way(moves):
+
+@MOVES
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_way_played_backwards_is_as_likely_and_goes_the_other_way(moves, axis):
+    """The same draws give the way there and, with what they move in reverse as well, the way back."""
+    kind, ways = Kind("red", "circle"), set()
+    for seed in range(300):
+        there, back = np.random.default_rng(seed), np.random.default_rng(seed)
+        one, other = (
+            travel(rng, make_thing(rng, kind), axis, side, m)
+            for rng, side, m in ((there, 1, moves), (back, 0, moves[::-1]))
+        )
+        assert one.thing == other.thing
+        assert one.offsets == other.offsets[::-1]
+        ways.add(one.offsets)
+    assert len(ways) > 50
+
+
+@MOVES
+def test_a_thing_on_its_way_stays_in_the_picture_and_crosses_more_than_half_of_it(moves):
     rng = np.random.default_rng(0)
-    thing = Thing(Kind("red", "circle"), 20.0, 20.0, 8.0, 0.0)
-
-    def ways(side: int, moves: tuple[int, ...]) -> Counter[tuple[int, ...]]:
-        return Counter(tuple(x % SIZE for x in travel(rng, thing, side, moves).offsets) for _ in range(8000))
-
-    forwards, backwards = ways(1, moves), Counter()
-    for way, number in ways(0, moves[::-1]).items():
-        backwards[way[::-1]] += number
-    assert set(forwards) == set(backwards)
-    assert len(forwards) == SIZE * (STEPS[1] - STEPS[0] + 1)
-    squares = sum((forwards[way] - backwards[way]) ** 2 / (forwards[way] + backwards[way]) for way in forwards)
-    assert squares < len(forwards) + 5 * (2 * len(forwards)) ** 0.5  # chi-squared
-
-
-def test_steps_are_too_short_to_look_like_steps_the_other_way():
-    assert STEPS[1] < SIZE / 2
+    for axis, side in ((0, 0), (0, 1), (1, 0), (1, 1)) * 100:
+        thing = make_thing(rng, Kind("red", "star"))
+        track = travel(rng, thing, axis, side, moves)
+        at = (thing.y if axis else thing.x) + np.array(track.offsets)
+        assert track.thing == thing
+        assert thing.radius <= at.min() <= at.max() <= SIZE - thing.radius
+        assert (np.sign(np.diff(at)) == np.array(moves) * (1 if side else -1)).all()
+        assert len(set(np.diff(track.offsets)[np.array(moves) == 1])) == 1
+        assert np.ptp(at) > SIZE / 2 - thing.radius - 1
 
 
 def test_a_clip_of_ways_played_backwards_is_the_clip_played_backwards():
     things = [Thing(Kind("red", "star"), 12.3, 11.8, 8.0, 0.3), Thing(Kind("white", "circle"), 30.1, 35.2, 9.0, 0.0)]
     for axis in (0, 1):
-        tracks = [travel(np.random.default_rng(axis), thing, side, (1, 1, 0)) for side, thing in enumerate(things)]
+        tracks = [
+            travel(np.random.default_rng(axis), thing, axis, side, (1, 1, 0)) for side, thing in enumerate(things)
+        ]
         back = [Track(track.thing, track.offsets[::-1]) for track in tracks]
         clip, reverse = (render_clip(np.random.default_rng(3), way, axis) for way in (tracks, back))
         assert (reverse == clip[::-1]).all()
         assert not (clip == clip[::-1]).all()
 
 
-def test_no_single_frame_tells_the_direction():
-    """By where the only shape is, which is all that differs."""
-    told = []
+def test_frames_in_random_order_do_not_tell_the_direction():
+    """By where the only shape is in which of them, which is all that differs."""
+    ordered, unordered = [], []
     for sample in World("train", 800, task="describe"):
         motions = list(read_description(sample.answers[0]) or ())
         if len(motions) == 1:
             [video] = [part for part in sample.prompt[0].parts if isinstance(part, Video)]
-            axis = int(motions[0][1] in DIRECTIONS[1])
-            told.append((axis, places(video.source, axis), motions[0][1]))
-    assert len(told) > 300
-    for frame in range(LEVELS["small"].frames):
-        assert guessed([((axis, int(at[frame] * 6 / SIZE)), way) for axis, at, way in told]) < 0.6
+            way = motions[0][1]
+            axis = int(way in DIRECTIONS[1])
+            at = places(video.source, axis)
+            ordered.append(((axis, at[0] < at[-1]), way))
+            unordered.append(((axis, *(int(place * 6 / SIZE) for place in (at.min(), at.max()))), way))
+    assert len(ordered) > 300
+    assert guessed(ordered) == 1
+    assert guessed(unordered) < 0.6

@@ -49,23 +49,18 @@ def colour_of(pixels: np.ndarray) -> str:
 
 
 def places(clip: np.ndarray, axis: int, colour: str | None = None) -> np.ndarray:
-    """Where along the axis the only thing, or the only one of a colour, is in each frame of a picture that wraps
-    around: pixels (time,).
-    """
+    """Where along the axis the only thing, or the only one of a colour, is in each frame: pixels (time,)."""
     if colour is None:
         cover = np.abs(clip.astype(int) - ground(clip[0])).sum(3) > 40
     else:
         cover = np.abs(clip.astype(int) - COLOURS[colour]).max(3) <= 15
     profile = cover.sum(1 + axis)  # time, pixels along the axis
-    size = profile.shape[1]
-    turns = np.exp(2j * np.pi * np.arange(size) / size)
-    return np.angle(profile @ turns) / (2 * np.pi) * size % size
+    return profile @ (np.arange(profile.shape[1]) + 0.5) / profile.sum(1)
 
 
 def steps(clip: np.ndarray, axis: int, colour: str | None = None) -> np.ndarray:
-    """How far it goes from each frame to the next, the shorter way round: pixels (time - 1,)."""
-    size = clip.shape[1]
-    return (np.diff(places(clip, axis, colour)) + size / 2) % size - size / 2
+    """How far it goes from each frame to the next: pixels (time - 1,)."""
+    return np.diff(places(clip, axis, colour))
 
 
 def active(sound: np.ndarray) -> list[tuple[int, int]]:

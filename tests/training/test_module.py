@@ -45,19 +45,39 @@ def test_without_a_warm_up_the_first_step_is_at_the_peak():
     assert learning_rate(0, 100, OptimizerConfig(warmup=0)) == 1.0
 
 
+def named_groups(model, settings):
+    """(learning rate, weight decay, by Muon) -> names."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        (group["lr"], group["weight_decay"], group.get("matrices")): {names[id(p)] for p in group["params"]}
+        for group in parameter_groups(model, settings)
+    }
+
+
 def test_weight_decay_is_on_matrices_alone(fresh):
-    decayed, kept = parameter_groups(fresh, 0.3)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
-    names = {id(p): name for name, p in fresh.named_parameters()}
-    told = {names[id(p)] for p in kept["params"]}
-    assert "gpt.embedding.weight" in told
-    for name, parameter in fresh.named_parameters():
-        if parameter.ndim < 2:
-            assert name in told
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    everything = [*decayed["params"], *kept["params"]]
-    assert {id(p) for p in everything} == set(names)
-    assert len(everything) == len(names)
+    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, weight_decay=0.3))
+    decayed, kept = groups[0.1, 0.3, None], groups[0.1, 0.0, None]
+    assert len(groups) == 2
+    assert decayed | kept == {name for name, _ in fresh.named_parameters()}
+    assert not decayed & kept
+    assert "gpt.embedding.weight" in kept
+    assert "gpt.transformer.blocks.0.attention.qkv.weight" in decayed
+    assert {name for name, p in fresh.named_parameters() if p.ndim < 2} <= kept
+
+
+def test_muon_steps_the_matrices_and_adamw_the_rest(fresh):
+    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, muon=0.5, weight_decay=0.3))
+    assert groups.keys() == {(0.5, 0.3, True), (0.1, 0.0, False)}
+    assert "gpt.embedding.weight" in groups[0.1, 0.0, False]
+    assert "encoders.audio.net.blocks.0.depthwise.weight" in groups[0.1, 0.0, False]
+
+
+def test_modules_may_learn_at_a_scaled_rate(fresh):
+    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, scales={"encoders": 2.0}))
+    assert {name.split(".")[0] for name in groups[0.2, 0.05, None]} == {"encoders"}
+    assert not any(name.startswith("encoders") for name in groups[0.1, 0.05, None] | groups[0.1, 0.0, None])
+    with pytest.raises(ConfigError, match=r"optimizer\.scales: no parameter begins with 'encoder\.'; the model has"):
+        parameter_groups(fresh, OptimizerConfig(scales={"encoder.": 2.0}))
 
 
 def test_learned_queries_are_not_decayed():
@@ -67,15 +87,13 @@ def test_learned_queries_are_not_decayed():
             self.queries = nn.Parameter(torch.zeros(4, 8))
             self.project = nn.Linear(8, 8)
 
-    pool = Pool()
-    decayed, kept = parameter_groups(pool, 0.1)
-    assert [id(p) for p in decayed["params"]] == [id(pool.project.weight)]
-    assert {id(p) for p in kept["params"]} == {id(pool.queries), id(pool.project.bias)}
+    groups = named_groups(Pool(), OptimizerConfig(learning_rate=0.1, weight_decay=0.3))
+    assert groups == {(0.1, 0.3, None): {"project.weight"}, (0.1, 0.0, None): {"queries", "project.bias"}}
 
 
 def test_frozen_parameters_are_in_no_group(fresh):
     freeze_parameters(fresh, ["gpt"])
-    groups = parameter_groups(fresh, 0.1)
+    groups = parameter_groups(fresh, OptimizerConfig())
     own = {id(p) for group in groups for p in group["params"]}
     assert own == {id(p) for name, p in fresh.named_parameters() if not name.startswith("gpt")}
 
@@ -126,7 +144,7 @@ def test_the_optimizer_has_the_settings_of_the_configuration(fresh):
     module.trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()  # type: ignore[assignment]
     made = module.configure_optimizers()
     optimizer = made["optimizer"]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.3]
     assert all(group["betas"] == (0.8, 0.9) and group["initial_lr"] == 0.02 for group in optimizer.param_groups)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)  # the first of four steps of warm-up
     assert made["lr_scheduler"]["interval"] == "step"

@@ -1,10 +1,8 @@
 """Clips: shapes that move along one axis, or stand still.
 
-The picture wraps around along that axis, as in old arcade games: what leaves on the right comes back on the left.
-Otherwise a shape near the left edge of the first frame would have to go right. (Without wrapping, whatever the places
-are drawn from, the mean place must grow from the first to the last frame for one direction and shrink for the other,
-so one of these two frames gives the direction away.) Here the place in any single frame is uniform for either
-direction, and a clip played backwards is as likely as the clip.
+A clip played backwards is as likely as the clip, and what was right of the one is wrong of the other: the frames in
+random order tell nothing of which way a shape moves or which moves first. A single frame whose number is known may:
+what stays in the picture and crosses more than half of it goes right if it is on the left in the first frame.
 """
 
 from collections.abc import Sequence
@@ -28,7 +26,6 @@ from mmgpt.data.world.scenes import (
 
 FRAME_RATE = 4.0
 DIRECTIONS = (("left", "right"), ("up", "down"))  # by axis: towards 0, away from 0
-STEPS = (5, 8)  # pixels a frame
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,19 @@ def place_tracks(rng: np.random.Generator, kinds: Sequence[Kind], axis: int) -> 
             return things
 
 
-def travel(rng: np.random.Generator, thing: Thing, side: int, moves: Sequence[int]) -> Track:
-    """The thing moves towards `side` (0 or 1) at a steady speed wherever `moves`, one for each frame step, is 1.
+def travel(rng: np.random.Generator, thing: Thing, axis: int, side: int, moves: Sequence[int]) -> Track:
+    """The thing moves along `axis` towards `side` (0 or 1) at a steady speed wherever `moves`, one for each frame step,
 
-    It starts anywhere on its way.
+    is 1. It stays in the picture and crosses more than half of the room it has there.
     """
-    step = int(rng.integers(STEPS[0], STEPS[1] + 1)) * (1 if side else -1)
-    start = int(rng.integers(SIZE))
-    return Track(thing, tuple(int(offset) for offset in start + step * np.cumsum([0, *moves])))
+    low, high = thing.radius + 1, SIZE - thing.radius - 1
+    fastest = int((high - low) / sum(moves))  # pixels a frame
+    slowest = max(fastest * 2 // 3, int((high - low) / sum(moves) / 2) + 1)
+    step = int(rng.integers(slowest, fastest + 1))
+    way = step * sum(moves)
+    start = rng.uniform(low, high - way) + (0 if side else way)
+    first = round(start - (thing.y if axis else thing.x))
+    return Track(thing, tuple(int(offset) for offset in first + (step if side else -step) * np.cumsum([0, *moves])))
 
 
 def stand(thing: Thing, frames: int) -> Track:

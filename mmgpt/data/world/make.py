@@ -13,6 +13,7 @@ from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
 from mmgpt.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
+FIRST_SHARE = 0.25  # of training samples that are of the level's easier first part (Bengio et al. 2009)
 NEW_SHARE = 0.2  # of held-out samples that show a combination never seen in training
 
 
@@ -21,7 +22,9 @@ def tasks_of(level: str = "small") -> tuple[str, ...]:
     return tuple(LEVELS[level].forms)
 
 
-def world_sample(index: int, split: str, seed: int, level: str = "small", task: str | None = None) -> Sample:
+def world_sample(
+    index: int, split: str, seed: int, level: str = "small", task: str | None = None, first: bool = False
+) -> Sample:
     """Sample number `index` of a split, the same whenever it is asked for.
 
     Args:
@@ -31,6 +34,7 @@ def world_sample(index: int, split: str, seed: int, level: str = "small", task: 
         seed: Of the whole world.
         level: small (one or two shapes) or hard (up to four; relations, presence and order of events as well).
         task: Make a sample of this task, whoever's turn it is.
+        first: Make one of the easier samples that training begins with, if the level has them.
 
     Raises:
         ConfigError: There is no such split, level or task.
@@ -39,6 +43,7 @@ def world_sample(index: int, split: str, seed: int, level: str = "small", task: 
         if value not in known:
             raise ConfigError(f"world {what}: {value} is unknown; it may be {', '.join(known)}")
     world = LEVELS[level]
+    world = world.first or world if first else world
     task = task or world.turns[index % len(world.turns)]
     if task not in world.forms:
         raise ConfigError(f"world task: {task} is unknown; it may be {', '.join(world.forms)}")
@@ -73,7 +78,8 @@ def score_answer(sample: Sample, prediction: str) -> bool:
 class World(Sequence[Sample]):
     """The samples of a split as a sequence; each is rendered when it is asked for.
 
-    Training samples have one of their answers, drawn like the rest, so that as many scenes as answers are seen.
+    Training samples have one of their answers, so that as many scenes as answers are seen. They begin with the easy
+    ones, so they are to be taken in order.
 
     Args:
         split: train, dev or test.
@@ -92,5 +98,6 @@ class World(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < self.length:
             raise IndexError(index)
-        sample = world_sample(index, self.split, self.seed, self.level, self.task)
+        first = self.split == "train" and self.task is None and index < FIRST_SHARE * self.length
+        sample = world_sample(index, self.split, self.seed, self.level, self.task, first)
         return replace(sample, answers=sample.answers[:1]) if self.split == "train" else sample

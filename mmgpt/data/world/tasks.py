@@ -30,6 +30,7 @@ class Level:
         movers: Shapes of a clip that move; of two shapes the rest stand still.
         forms: The forms of each task.
         turns: The tasks in turn, one for each sample.
+        first: The level that training begins with, if it begins with an easier one.
     """
 
     things: int
@@ -39,6 +40,7 @@ class Level:
     movers: int
     forms: dict[str, tuple["Form", ...]]
     turns: tuple[str, ...]
+    first: "Level | None" = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def _moving(rng: Rng, level: Level, new: bool, axis: int) -> tuple[list[Track], 
     for index, thing in enumerate(place_tracks(rng, kinds, axis)):
         if index < level.movers:
             side = some(rng, 0, 1)
-            tracks.append(travel(rng, thing, side, (1,) * (level.frames - 1)))
+            tracks.append(travel(rng, thing, axis, side, (1,) * (level.frames - 1)))
             motions.append((thing.kind, DIRECTIONS[axis][side]))
         else:
             tracks.append(stand(thing, level.frames))
@@ -235,7 +237,7 @@ def first_mover(rng: Rng, level: Level, new: bool) -> Exchange:
     steps = level.frames - 1
     early = [1] * (steps // 2) + [0] * (steps - steps // 2)
     tracks = [
-        travel(rng, thing, some(rng, 0, 1), moves)
+        travel(rng, thing, axis, some(rng, 0, 1), moves)
         for thing, moves in zip(place_tracks(rng, kinds, axis), (early, early[::-1]), strict=True)
     ]
     asked = kinds[:: 1 if rng.random() < 0.5 else -1]
@@ -277,7 +279,7 @@ def match_motion(rng: Rng, level: Level, new: bool) -> Exchange:
     """Whether the tone rises while the shape goes up, or falls while it goes down."""
     down, rises = some(rng, 0, 1), some(rng, 0, 1)
     thing = make_thing(rng, draw_kinds(rng, 1, new)[0])
-    track = travel(rng, thing, down, (1,) * (level.frames - 1))
+    track = travel(rng, thing, 1, down, (1,) * (level.frames - 1))
     low = rng.uniform(250, 450)
     ends = (low, low * rng.uniform(2.0, 3.0))
     start, end = ends if rises else ends[::-1]
@@ -296,10 +298,26 @@ def add(rng: Rng, level: Level, new: bool) -> Exchange:
     return Exchange((), request(rng, "sum", a=NUMBERS[a], b=NUMBERS[b]), (NUMBERS[a + b],))
 
 
+# What single shapes and sounds are called is learned soonest where nothing else is asked.
+FIRST = Level(
+    things=1,
+    count=3,
+    syllables=(2, 3),
+    frames=4,
+    movers=1,
+    forms={
+        "caption": (caption,),
+        "question": (colour, shape),
+        "sound": (pitch, instrument, beeps, order),
+        "transcribe": (transcribe,),
+        "text": (add,),
+    },
+    turns=("caption", "question", "transcribe", "caption", "sound", "question", "caption", "transcribe", "text"),
+)
 SMALL = Level(
     things=2,
     count=3,
-    syllables=(2, 4),
+    syllables=(2, 3),
     frames=4,
     movers=1,
     forms={
@@ -316,6 +334,7 @@ SMALL = Level(
         *("caption", "sound", "question", "match", "motion", "transcribe", "caption", "question"),
         *("match", "describe", "sound", "caption", "motion", "match", "question", "text"),
     ),
+    first=FIRST,
 )
 HARD = Level(
     things=4,
