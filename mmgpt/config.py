@@ -335,6 +335,7 @@ class TrainConfig:
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
+        beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
     """
 
     out: str = "runs/train"
@@ -348,6 +349,7 @@ class TrainConfig:
     val_every: int = 0
     augment: bool = False
     freeze: list[str] = field(default_factory=list)
+    beams: int = 1
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:

@@ -38,5 +38,5 @@ def test_a_document_without_a_supervised_token_is_refused_by_name(processor):
     good = processor.encode([Message.of("user", "a"), Message.of("assistant", "b")], where="chat.jsonl:1")
     bad = processor.encode([Message.of("user", "a")], where="chat.jsonl:2")
     check_supervised([good])
-    with pytest.raises(DataError, match="chat.jsonl:2: no supervised token"):
+    with pytest.raises(DataError, match=r"chat\.jsonl:2: no supervised token"):
         check_supervised([good, bad])

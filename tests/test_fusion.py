@@ -72,7 +72,7 @@ def test_splice_fills_the_slots_and_nothing_else():
 
 
 def test_a_count_that_differs_from_the_configuration_is_told():
-    with pytest.raises(ConfigError, match="audio 1 of the batch: the encoder returned 5 tokens, .* says 4"):
+    with pytest.raises(ConfigError, match=r"audio 1 of the batch: the encoder returned 5 tokens, .* says 4"):
         check_slots("audio", [TokenGrid(3), TokenGrid(4)], torch.tensor([3, 5]), AdapterConfig("linear"))
 
 

@@ -15,7 +15,7 @@ class Sample:
             are references.
         task: Name of the task; scores are reported per task.
         where: Where the sample comes from, for error messages: "file:line" or "world 17".
-        group: A part of the task that evaluation reports apart.
+        group: Names samples that evaluation reports apart from the rest of their task; "" for those of the rest.
     """
 
     prompt: tuple[Message, ...]

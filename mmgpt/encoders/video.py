@@ -33,7 +33,8 @@ class VideoEncoder(Encoder):
         self.config: VideoEncoderConfig = replace(config, width=image.width)
         self.image = image
         self.audio = audio if config.sound else None
-        self.position = nn.Linear(image.width, image.width)
+        self.time = nn.Linear(image.width, image.width)
+        self.place = nn.Linear(image.width, image.width, bias=False)
         self.sound = nn.Linear(self.audio.width, image.width) if self.audio is not None else None
 
     def grid(self, sound_samples: int = 0) -> TokenGrid:
@@ -49,8 +50,10 @@ class VideoEncoder(Encoder):
         """
         (tokens, _) = self.forward_features(frames, [-1])[0]
         x = tokens.unflatten(1, (frames.shape[1], -1))  # batch, time, tokens of a frame, width
-        position = sinusoids(frames.shape[1], self.width).to(x)
-        tokens = (x + self.position(position)[:, None]).flatten(1, 2)
+        # Pooled cells say little of where they were: each is told its frame and its place in the grid.
+        time = self.time(sinusoids(x.shape[1], self.width).to(x))  # time, width
+        place = self.place(sinusoids(x.shape[2], self.width).to(x))  # tokens of a frame, width
+        tokens = (x + time[:, None] + place).flatten(1, 2)
         tracks = self._sound_tokens(list(sounds or [None] * len(frames)), tokens)
         return ragged([torch.cat([one, track]) for one, track in zip(tokens, tracks, strict=True)])
 

@@ -129,10 +129,8 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
     def share(some: list[Answered]) -> float:
         return sum(judge(one.sample, one.prediction) for one in some) / len(some)
 
-    groups: dict[str, list[Answered]] = defaultdict(list)
-    for one in answered:
-        if one.sample.group:
-            groups[one.sample.group].append(one)
+    groups = {name: [one for one in answered if one.sample.group == name] for name in _groups(answered)}
+    answered, control = ([one for one in some if not one.sample.group] or some for some in (answered, control))
     score = share(answered)
     return TaskScore(
         task,
@@ -142,6 +140,10 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
         control=share(control) if control else None,
         groups={name: (share(some), len(some)) for name, some in groups.items()},
     )
+
+
+def _groups(answered: list[Answered]) -> list[str]:
+    return sorted({one.sample.group for one in answered if one.sample.group})
 
 
 def _measured(task: str, answered: list[Answered], control: list[Answered], metric: Metric) -> TaskScore:

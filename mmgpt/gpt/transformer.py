@@ -16,6 +16,7 @@ from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
 from mmgpt.gpt.cache import Cache, Extension
 from mmgpt.gpt.documents import Documents
+from mmgpt.gpt.weights import load_pretrained
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, (tokens, 1, head_width / 2)
 
@@ -190,9 +191,7 @@ class GPT(nn.Module):
 
         Raises CheckpointError.
         """
-        from mmgpt.gpt.weights import load_pretrained
-
-        return load_pretrained(source)
+        return load_pretrained(source, cls)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (tokens,) -> (tokens, width), as yet without positions."""

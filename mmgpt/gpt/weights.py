@@ -5,19 +5,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgpt.config import GPTConfig
 from mmgpt.errors import CheckpointError, MmgptError
-from mmgpt.gpt.transformer import GPT
 
 INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "model.safetensors", INDEX, "model-*.safetensors"]
 HEAD = "lm_head.weight"
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,12 @@ GPT2 = Family(
 FAMILIES = {"gpt2": GPT2}
 
 
-def load_pretrained(source: str | Path) -> GPT:
+def load_pretrained(source: str | Path, build: Callable[[GPTConfig], Model]) -> Model:
     """A checkpoint of transformers as our GPT, in the default dtype and evaluation mode. Raises CheckpointError.
 
     Args:
         source: A directory with config.json and model.safetensors (whole or sharded), or a Hub id.
+        build: The class GPT.
     """
     folder = _folder(source)
     raw = _read_json(folder / "config.json")
@@ -135,7 +137,7 @@ def load_pretrained(source: str | Path) -> GPT:
             names = {name.removeprefix(family.prefix): (name, file) for name, file in stored}
             wanted = _match(family, config, names)
             with torch.device("meta"):  # takes no memory: sizes are believed only once the tensors have them
-                model = GPT(config)
+                model = build(config)
             shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
             state = {name: _read(source, names, shapes[name]) for name, source in wanted.items()}
         except (MmgptError, SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from mmgpt.evaluation.runner import Evaluation, Judge, evaluate, shown
 from mmgpt.generation import Decoding
 from mmgpt.training.run import Run
 
+JUDGED = TaskScore.metric  # what a score is called where nothing else is said
 SHOWN_PER_TASK = 12  # samples of each task in the report
 
 
@@ -32,7 +33,10 @@ def finish(
     judge: Judge | None = score_answer if config.data.format == "world" else None
     assistant = load(run.out / "best")
     evaluation = evaluate(
-        assistant, run.val_samples if samples is None else samples, Decoding(max_new_tokens=48), judge=judge
+        assistant,
+        run.val_samples if samples is None else samples,
+        Decoding(max_new_tokens=48, beams=config.beams),
+        judge=judge,
     )
     scores = [dataclasses.replace(score, goal=(goals or {}).get(score.task)) for score in evaluation.scores]
     best = checkpoint.resolve(run.out / "best")
@@ -76,21 +80,20 @@ def read_curve(out: Path) -> list[dict[str, float]]:
 
 def print_scores(scores: Sequence[TaskScore], broken: Sequence[str]) -> None:
     console = Console()
-    table = Table("task", "metric", box=None, pad_edge=False)
-    for column in ("score", "95 % interval", "media shuffled", "goal", "n"):
-        table.add_column(column, justify="right")
     groups = list(dict.fromkeys(name for score in scores for name in score.groups))
-    for name in groups:
-        table.add_column(name, justify="right")
+    table = Table("task", box=None, pad_edge=False)
+    for column in ("score", "95 %", "shuffled", "goal", "n", *groups):
+        table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
-        low_high = "" if score.interval is None else " – ".join(f"{100 * end:.1f}" for end in score.interval)
+        name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
+        low_high = "" if score.interval is None else "–".join(f"{100 * end:.0f}" for end in score.interval)
         control = "" if score.control is None else score.shown(score.control)
         goal = "" if score.goal is None else score.shown(score.goal)
         own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
         colour = {True: "green", False: "red", None: "default"}[score.reached]
-        value = f"[{colour}]{score.shown(score.score)}[/]"
-        table.add_row(score.task, score.metric, value, low_high, control, goal, str(score.n), *own)
+        table.add_row(name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, goal, str(score.n), *own)
     console.print()
     console.print(table)
+    console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
     if broken:
-        console.print(f"\n{len(broken)} samples could not be used; the first: {broken[0]} (all in broken.txt)")
+        console.print(f"{len(broken)} samples could not be used; the first: {broken[0]} (all in broken.txt)")

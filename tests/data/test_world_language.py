@@ -101,8 +101,8 @@ def test_short_answers_are_the_first_word_that_could_be_one():
 
 def test_requests_are_put_in_every_wording_and_some_in_haste():
     rng = np.random.default_rng(0)
-    words = {"shape": "star", "colour": "red", "kind": "red shapes", "a_thing": "a red star", "place": "first"}
-    words |= {"thing": "red star", "other": "blue cross", "relation": "left of", "options": "high or low"}
+    words = {"shape": "square", "colour": "red", "kind": "red shapes", "a_thing": "a red square", "place": "first"}
+    words |= {"thing": "red square", "other": "blue cross", "relation": "left of", "options": "high or low"}
     words |= {"a": "one", "b": "two"}
     for form, wordings in PROMPTS.items():
         asked = [request(rng, form, **words) for _ in range(100)]
@@ -140,7 +140,7 @@ def test_all_answers_of_a_sample_are_right_and_altered_ones_wrong(level, task):
 def test_a_caption_must_name_what_is_there_and_nothing_else():
     for sample in World("test", 60, task="caption"):
         first, *others = sample.answers
-        assert not score_answer(sample, f"{first} and a red star")
+        assert not score_answer(sample, f"{first} and a red square")
         if " and " in first:
             assert not score_answer(sample, first.split(" and ")[0])
         assert all(read_caption(first) == read_caption(other) for other in others)

@@ -229,7 +229,7 @@ def test_things_that_move_never_meet():
 
 def test_a_thing_that_stands_looks_the_same_in_every_frame():
     rng = np.random.default_rng(0)
-    one, other = place_tracks(rng, [Kind("red", "star"), Kind("white", "cross")], 0)
+    one, other = place_tracks(rng, [Kind("red", "square"), Kind("white", "cross")], 0)
     clip = render_clip(rng, [stand(one, 4), travel(rng, other, 0, 1, (1, 1, 1))], 0)
     rows = np.arange(SIZE)
     band = np.abs(rows + 0.5 - one.y) < one.radius + 1

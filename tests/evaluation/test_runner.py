@@ -102,14 +102,14 @@ def test_a_metric_gets_predictions_and_all_references(assistant, pictures):
     assert evaluation.scores[0].score == cider(predictions, [one.answers for one in samples])
 
 
-def test_a_judge_decides_and_groups_are_counted_apart(assistant, pictures):
-    groups = ["seen", "new", "seen", "", "new", "seen"]
+def test_a_judge_decides_and_groups_are_told_apart_from_the_rest(assistant, pictures):
+    groups = ["", "new", "", "odd", "new", ""]
     samples = [dataclasses.replace(one, group=group) for one, group in zip(pictures, groups, strict=True)]
     right = {"x:0", "x:1", "x:2"}
     (score,) = evaluate(assistant, samples, DECODING, judge=lambda sample, _: sample.where in right).scores
-    assert (score.score, score.n) == (0.5, 6)
-    assert score.groups == {"seen": (2 / 3, 3), "new": (1 / 2, 2)}
-    assert score.control == 0.5  # this judge does not look at answers
+    assert (score.score, score.n) == (2 / 3, 3)
+    assert score.groups == {"odd": (0, 1), "new": (1 / 2, 2)}
+    assert score.control == 2 / 3  # this judge does not look at answers
 
 
 def test_broken_samples_are_in_no_score(assistant, right, broken):

@@ -13,7 +13,7 @@ from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
 from mmgpt.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
-FIRST_SHARE = 0.25  # of training samples that are of the level's easier first part (Bengio et al. 2009)
+FIRST_SHARE = 0.35  # of training samples that are of the level's easier first part (Bengio et al. 2009)
 NEW_SHARE = 0.2  # of held-out samples that show a combination never seen in training
 
 
@@ -30,7 +30,7 @@ def world_sample(
     Args:
         index: Its number. Tasks take turns, the more important ones more often.
         split: train, dev or test. The latter two have combinations of colour and shape that training never has:
-            their group is "new combination", that of other samples with shapes "seen".
+            their group is "new combination".
         seed: Of the whole world.
         level: small (one or two shapes) or hard (up to four; relations, presence and order of events as well).
         task: Make a sample of this task, whoever's turn it is.
@@ -51,7 +51,7 @@ def world_sample(
     rng = np.random.default_rng(entropy)
     new = split != "train" and task not in WITHOUT_SHAPES and rng.random() < NEW_SHARE
     exchange = pick(rng, world.forms[task])(rng, world, new)
-    group = "" if task in WITHOUT_SHAPES else "new combination" if new else "seen"
+    group = "new combination" if new else ""
     prompt = (Message.of("user", *exchange.media, exchange.prompt),)
     return Sample(prompt, exchange.answers, task, f"world {index}", group)
 

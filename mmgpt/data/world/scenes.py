@@ -10,10 +10,11 @@ from PIL import Image, ImageDraw
 
 SIZE = 48  # pixels a side
 SUPERSAMPLING = 3
+TILT = pi / 18  # radians at most
 GAP = 3  # pixels at least between two shapes
 STAGGER = 4  # pixels at least between the centres of two shapes from left to right, so that their order is plain
-RADII = (7.0, 10.0)
-CROWD, CROWDED = 3, 0.75  # more things than this are drawn smaller, by this factor, or they would not fit
+RADII = (8.0, 11.0)
+CROWD, CROWDED = 2, 0.7  # more things than this are drawn smaller, by this factor, or they would not fit
 
 COLOURS = {
     "red": (225, 40, 40),
@@ -23,7 +24,7 @@ COLOURS = {
     "purple": (170, 60, 205),
     "white": (240, 240, 240),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+SHAPES = ("circle", "square", "triangle", "cross")
 
 
 class Kind(NamedTuple):
@@ -33,13 +34,12 @@ class Kind(NamedTuple):
     shape: str
 
 
-# Kinds never seen, heard of or written about in training: each shape once, five of the six colours once.
+# Kinds never seen, heard of or written about in training: each shape once, four of the six colours once.
 NEW = (
     Kind("red", "cross"),
     Kind("green", "triangle"),
     Kind("blue", "circle"),
     Kind("yellow", "square"),
-    Kind("purple", "star"),
 )
 SEEN = tuple(kind for colour in COLOURS for shape in SHAPES if (kind := Kind(colour, shape)) not in NEW)
 
@@ -75,11 +75,7 @@ def make_thing(rng: np.random.Generator, kind: Kind, half: int | None = None, sc
     x, y = rng.uniform(low, high, 2)
     if half is not None:  # clearly above or below the middle
         y = rng.uniform(low, SIZE / 2 - radius) if half == 0 else rng.uniform(SIZE / 2 + radius, high)
-    return Thing(kind, x, y, radius, make_angle(rng, kind.shape))
-
-
-def make_angle(rng: np.random.Generator, shape: str) -> float:
-    return rng.uniform(-pi / 5, pi / 5) if shape == "star" else rng.uniform(-pi / 12, pi / 12)
+    return Thing(kind, x, y, radius, rng.uniform(-TILT, TILT))
 
 
 def place(rng: np.random.Generator, kinds: Sequence[Kind]) -> list[Thing]:
@@ -152,6 +148,5 @@ def _cross() -> list[tuple[float, float]]:
 OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(1.0, pi / 4 + i * pi / 2) for i in range(4)],
     "triangle": [(1.0, -pi / 2 + i * 2 * pi / 3) for i in range(3)],
-    "star": [((1.0, 0.42)[i % 2], -pi / 2 + i * pi / 5) for i in range(10)],
     "cross": _cross(),
 }

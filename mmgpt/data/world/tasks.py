@@ -312,7 +312,10 @@ FIRST = Level(
         "transcribe": (transcribe,),
         "text": (add,),
     },
-    turns=("caption", "question", "transcribe", "caption", "sound", "question", "caption", "transcribe", "text"),
+    turns=(
+        *("caption", "question", "sound", "caption", "question", "transcribe"),
+        *("caption", "question", "caption", "question", "transcribe", "text"),
+    ),
 )
 SMALL = Level(
     things=2,
@@ -331,8 +334,8 @@ SMALL = Level(
         "text": (add,),
     },
     turns=(
-        *("caption", "sound", "question", "match", "motion", "transcribe", "caption", "question"),
-        *("match", "describe", "sound", "caption", "motion", "match", "question", "text"),
+        *("caption", "sound", "question", "match", "motion", "caption", "question", "describe", "caption"),
+        *("motion", "question", "transcribe", "caption", "sound", "question", "match", "caption", "text"),
     ),
     first=FIRST,
 )
