@@ -23,9 +23,14 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="mine"), atomic_write(path) as draft:
-        draft.write_text("new")
-        raise RuntimeError("mine")
+
+    def write():
+        with atomic_write(path) as draft:
+            draft.write_text("new")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        write()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 

@@ -60,7 +60,9 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for(level):
     turns = range(len(LEVELS[level].turns))
     first = [content(world_sample(index, "test", 3, level)) for index in turns]
     assert first == [content(world_sample(index, "test", 3, level)) for index in reversed(turns)][::-1]
-    assert first == [content(sample) for sample in World("test", len(turns), 3, level)]
+    samples = [world_sample(index, "test", 3, level) for index in turns]
+    one_answer = [content(replace(sample, answers=sample.answers[:1])) for sample in samples]
+    assert one_answer == [content(sample) for sample in World("test", len(turns), 3, level)]
 
 
 def test_numbers_splits_and_seeds_differ():
@@ -118,7 +120,8 @@ def test_a_world_is_a_sequence():
     world = World("test", 5, seed=2)
     assert isinstance(world, Sequence)
     assert len(world) == 5
-    expected = [content(world_sample(index, "test", 2)) for index in range(5)]
+    samples = [world_sample(index, "test", 2) for index in range(5)]
+    expected = [content(replace(sample, answers=sample.answers[:1])) for sample in samples]
     assert [content(sample) for sample in world] == expected
     assert [content(sample) for sample in reversed(world)] == expected[::-1]
     assert content(world[np.int64(3)]) == expected[3]
@@ -128,12 +131,11 @@ def test_a_world_is_a_sequence():
     assert list(World("test", 0)) == []
 
 
-def test_training_gives_one_of_the_answers_and_the_other_splits_all():
+def test_a_sample_of_the_world_has_one_of_the_answers():
     for index, sample in enumerate(World("train", 10, task="caption")):
         answers = world_sample(index, "train", 0, task="caption").answers
         assert len(set(answers)) == len(answers) > 1
         assert sample.answers == answers[:1]
-    assert all(len(sample.answers) > 1 for split in ("dev", "test") for sample in World(split, 5, task="caption"))
 
 
 # --- training begins with what is easier

@@ -72,7 +72,7 @@ def test_captions_are_english():
     circle, cross = Kind("red", "circle"), Kind("white", "cross")
     asked = PROMPTS["caption"][0]
     assert "there is a red circle and two white crosses" in captions(asked, [circle, cross, cross])
-    assert "there are two white crosses and a red circle" in captions(asked, [cross, circle, cross])
+    assert "there is a red circle and two white crosses" in captions(asked, [cross, circle, cross])
     described = descriptions(PROMPTS["describe"][0], [(circle, "left"), (cross, "")])
     assert "the red circle moves left and the white cross does not move" in described
 

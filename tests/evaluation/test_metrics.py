@@ -47,8 +47,8 @@ def test_bleu_takes_the_reference_closest_in_length_for_its_penalty():
 
 
 def test_cider_by_hand():
-    # "red dog" and "blue cat" share nothing: each n-gram is in one of two samples, so all weights are log 2 and an
-    # identical caption has similarity 1 for n = 1 and 2; for n = 3 and 4 there are no n-grams. 10 x (1 + 1 + 0 + 0) / 4.
+    # "red dog" and "blue cat" share nothing: each n-gram is in one of two samples, so all weights are log 2, and
+    # identical captions have similarity 1 for n = 1 and 2; of n = 3 and 4 there are none. 10 x (1 + 1 + 0 + 0) / 4.
     assert cider_scores(["red dog", "blue cat"], [["red dog"], ["blue cat"]]) == pytest.approx([5, 5])
     assert cider_scores(["blue cat", "red dog"], [["red dog"], ["blue cat"]]) == [0, 0]
     # Half of the unigrams, none of the bigrams: cosine 1/2 for n = 1.

@@ -76,11 +76,11 @@ _OPENINGS = {
 
 
 def captions(prompt: str, kinds: Sequence[Kind]) -> tuple[str, ...]:
-    """The caption in the wording that goes with the prompt, then in the others; shapes are named in the order given,
+    """The caption in the wording that goes with the prompt, then in the others.
 
-    equal ones together.
+    Shapes are named by colour and then shape, in the world's order of these, equal ones together.
     """
-    counts = Counter(kinds)
+    counts = Counter(sorted(kinds, key=lambda kind: (list(COLOURS).index(kind.colour), SHAPES.index(kind.shape))))
     items = [
         f"a {name(kind)}" if n == 1 else f"{NUMBERS[n]} {kind.colour} {plural(kind.shape)}"
         for kind, n in counts.items()

@@ -13,7 +13,7 @@ from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
 from mmgpt.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
-FIRST_SHARE = 0.35  # of training samples that are of the level's easier first part (Bengio et al. 2009)
+FIRST_SHARE = 0.25  # of training samples that are of the level's easier first part (Bengio et al. 2009)
 NEW_SHARE = 0.2  # of held-out samples that show a combination never seen in training
 
 
@@ -78,8 +78,8 @@ def score_answer(sample: Sample, prediction: str) -> bool:
 class World(Sequence[Sample]):
     """The samples of a split as a sequence; each is rendered when it is asked for.
 
-    Training samples have one of their answers, so that as many scenes as answers are seen. They begin with the easy
-    ones, so they are to be taken in order.
+    Each has one of its answers, so that as many scenes as answers are seen. Training begins with the easy ones, so its
+    samples are to be taken in order.
 
     Args:
         split: train, dev or test.
@@ -100,4 +100,4 @@ class World(Sequence[Sample]):
             raise IndexError(index)
         first = self.split == "train" and self.task is None and index < FIRST_SHARE * self.length
         sample = world_sample(index, self.split, self.seed, self.level, self.task, first)
-        return replace(sample, answers=sample.answers[:1]) if self.split == "train" else sample
+        return replace(sample, answers=sample.answers[:1])

@@ -81,9 +81,9 @@ def other_kinds(rng: Rng, count: int, side: int, value: str) -> list[Kind]:
 
 
 def caption(rng: Rng, level: Level, new: bool) -> Exchange:
-    things = place(rng, draw_kinds(rng, some(rng, 1, level.things), new))
+    kinds = draw_kinds(rng, some(rng, 1, level.things), new)
     prompt = request(rng, "caption")
-    return Exchange((Image(render(rng, things)),), prompt, captions(prompt, [thing.kind for thing in things]))
+    return Exchange((picture(rng, kinds),), prompt, captions(prompt, kinds))
 
 
 def colour(rng: Rng, level: Level, new: bool) -> Exchange:
@@ -301,7 +301,7 @@ def add(rng: Rng, level: Level, new: bool) -> Exchange:
 # What single shapes and sounds are called is learned soonest where nothing else is asked.
 FIRST = Level(
     things=1,
-    count=3,
+    count=2,
     syllables=(2, 3),
     frames=4,
     movers=1,
@@ -319,7 +319,7 @@ FIRST = Level(
 )
 SMALL = Level(
     things=2,
-    count=3,
+    count=2,
     syllables=(2, 3),
     frames=4,
     movers=1,
@@ -334,8 +334,8 @@ SMALL = Level(
         "text": (add,),
     },
     turns=(
-        *("caption", "sound", "question", "match", "motion", "caption", "question", "describe", "caption"),
-        *("motion", "question", "transcribe", "caption", "sound", "question", "match", "caption", "text"),
+        *("caption", "sound", "question", "motion", "match", "caption", "question", "describe", "motion"),
+        *("caption", "question", "transcribe", "sound", "motion", "caption", "match", "question", "text"),
     ),
     first=FIRST,
 )

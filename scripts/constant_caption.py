@@ -1,0 +1,42 @@
+"""What one and the same caption for every picture would score: the floor that a captioning model has to leave.
+
+    python scripts/constant_caption.py FOLDER
+
+The caption is chosen on training pictures alone, from their own captions, and then scored on the dev split.
+"""
+
+import random
+import sys
+from collections import Counter
+
+from rich.progress import track
+
+from mmgpt.config import DataConfig
+from mmgpt.data.readers import read_samples
+from mmgpt.evaluation.metrics import bleu, cider, tokenize
+
+CANDIDATES, PICTURES = 150, 400
+
+
+def main(folder: str) -> None:
+    config = DataConfig(format="captions", path=folder)
+    train, dev = read_samples(config, "train"), read_samples(config, "dev")
+    counts = Counter(word for sample in train for answer in sample.answers for word in set(tokenize(answer)))
+
+    def usual(caption: str) -> float:
+        words = tokenize(caption)
+        return sum(counts[word] for word in words) / max(len(words), 8)
+
+    # The captions of the most usual words are the likeliest to fit many pictures.
+    captions = sorted({answer for sample in train for answer in sample.answers}, key=usual, reverse=True)[:CANDIDATES]
+    some = random.Random(0).sample(train, PICTURES)
+    truths = [sample.answers for sample in some]
+    scores = {caption: cider([caption] * PICTURES, truths) for caption in track(captions, transient=True)}
+    best = max(captions, key=scores.__getitem__)
+    answers = [sample.answers for sample in dev]
+    print(f"{best!r} on {len(dev)} dev pictures: CIDEr-D {100 * cider([best] * len(dev), answers):.1f}, ", end="")
+    print(f"BLEU-4 {100 * bleu([best] * len(dev), answers)[3]:.1f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
