@@ -21,7 +21,7 @@ def test_the_demo_runs_to_its_end_and_what_it_says_next_works(mmgpt_command, tmp
         assert task in report
         assert task in told.out
     assert [score["task"] for score in training["scores"]] == list(tasks_of())
-    assert all(score["n"] == 2 for score in training["scores"])
+    assert all(1 <= score["n"] <= 2 for score in training["scores"])  # new combinations are told apart
     assert parse(["--config", str(out / "config.yaml")]) == demo_config(str(out), 64, 3)
     assert (out / "broken.txt").read_text() == ""
 

@@ -334,7 +334,7 @@ SMALL = Level(
         "text": (add,),
     },
     turns=(
-        *("caption", "sound", "question", "motion", "match", "caption", "question", "describe", "motion"),
+        *("caption", "sound", "question", "motion", "match", "caption", "question", "describe", "motion", "question"),
         *("caption", "question", "transcribe", "sound", "motion", "caption", "match", "question", "text"),
     ),
     first=FIRST,
