@@ -24,7 +24,7 @@ def demo_config(out: str, samples: int, seed: int) -> TrainConfig:
         out=out,
         seed=seed,
         batch_size=32,
-        data=DataConfig(format="world", samples=samples, val_samples=256, vocab_size=640, workers=1),
+        data=DataConfig(format="world", samples=samples, val_samples=256, vocab_size=640),
         optimizer=OptimizerConfig(learning_rate=3e-3, muon=1e-2),
         model=ModelConfig(
             gpt=GPTConfig(width=128, layers=2, heads=4, context=256),
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         "and write a report: about five minutes on two CPU cores.",
     )
     parser.add_argument("--out", default=options.DEFAULT_MODEL, metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=50_000, metavar="N", help="to train on (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=55_000, metavar="N", help="to train on (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N", help="a task (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of world and model (default: 0)")
     args = parser.parse_args(arguments)
@@ -67,19 +67,14 @@ def main(arguments: list[str]) -> None:
     save_config(config)
     print("making a small world and a small model; one model learns pictures, sounds, clips and text", flush=True)
 
-    import os
     import shlex
     from pathlib import Path
-
-    import torch
 
     from mmgpt.data.world import World, tasks_of
     from mmgpt.data.world.examples import write_examples
     from mmgpt.training.report import finish
     from mmgpt.training.run import train
 
-    # One core makes the samples while the others learn: more threads than cores stand in each other's way.
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - config.data.workers))
     run = train(config)
     held_out = [s for task in tasks_of() for s in World("test", args.held_out, args.seed, task=task)]
     finish(config, run, held_out, GOALS, title="mmgpt demo")

@@ -18,7 +18,7 @@ from mmgpt.data.world.tasks import LEVELS, Exchange
 # The number of answers of each form, and of those that are left to who knows the question. (Of the 30 kinds 5 are
 # new: each shape has five colours left, all colours but one have four shapes left.)
 CHOICES = {
-    **{"colour": (6, 5), "shape": (4, 3), "count": (2, 2), "count_kind": (3, 3), "presence": (2, 2)},
+    **{"colour": (6, 5), "shape": (4, 3), "count": (2, 2), "count_kind": (5, 5), "presence": (2, 2)},
     **{"relation": (2, 2), "pitch": (2, 2), "instrument": (3, 3), "beeps": (4, 4), "order": (2, 2)},
     **{"sequence": (3, 3), "direction": (4, 2)},
 }

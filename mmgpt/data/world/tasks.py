@@ -325,7 +325,7 @@ SMALL = Level(
     movers=1,
     forms={
         "caption": (caption,),
-        "question": (colour, shape, count, count_kind),
+        "question": (colour, shape, count),
         "sound": (pitch, instrument, beeps, order),
         "transcribe": (transcribe,),
         "motion": (direction,),
@@ -334,8 +334,8 @@ SMALL = Level(
         "text": (add,),
     },
     turns=(
-        *("caption", "sound", "question", "motion", "match", "caption", "question", "describe", "motion", "question"),
-        *("caption", "question", "transcribe", "sound", "motion", "caption", "match", "question", "text"),
+        *("caption", "sound", "question", "motion", "match", "caption", "question", "describe", "motion", "sound"),
+        *("caption", "question", "transcribe", "match", "sound", "motion", "caption", "match", "question", "text"),
     ),
     first=FIRST,
 )
