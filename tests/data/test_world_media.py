@@ -88,7 +88,7 @@ def test_counts_and_colours_are_those_of_the_picture(level):
         else:
             assert answer in colours
         checked.add((named is None, answer in NUMBERS))
-    assert len(checked) == 4
+    assert len(checked) == (4 if level == "hard" else 3)  # counting by kind is of the hard level alone
 
 
 def test_relations_hold_where_the_answer_is_yes():
