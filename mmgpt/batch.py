@@ -1,7 +1,9 @@
-"""Examples and the ragged Batch they are collated into: flat tokens, documents by length, media with their slots."""
+"""Examples and the ragged Batch they are collated into: flat tokens, documents by length, media with their places."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,14 +18,26 @@ class MediaInput:
 
     `data` is an image (channels, height, width) uint8, a sound (samples,) float32, or a clip's frames
     (time, channels, height, width) uint8, whose sound track, if any, is `sound` (samples,) float32.
-    `grid` is the shape of the tokens its encoder returns, `slots` how many of the sequence they fill.
+    `grid` is the shape of the tokens its encoder returns, `features` how many its adapter makes of them, and `slots`
+    how many places of the sequence these fill: as many, or none where the GPT looks at them by cross-attention.
     """
 
     modality: str
     data: Tensor
     grid: TokenGrid
+    features: int
     slots: int
     sound: Tensor | None = None
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of its content: the same for the same picture, sound or clip, wherever it came from."""
+        content = hashlib.blake2b(self.modality.encode(), digest_size=16)
+        for part in (self.data, self.sound):
+            if part is not None:
+                content.update(repr((part.dtype, part.shape)).encode())
+                content.update(part.cpu().contiguous().numpy().data)
+        return content.digest()
 
     def to(self, device: torch.device | str) -> "MediaInput":
         sound = None if self.sound is None else self.sound.to(device)
@@ -32,7 +46,10 @@ class MediaInput:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One document: token ids, which of them are supervised, and its media with the first slot of each."""
+    """One document: token ids, which of them are supervised, and its media, each with the place where it stands.
+
+    That is its first slot, or, of a medium without slots, the first token that sees it.
+    """
 
     ids: list[int]
     supervised: list[bool]
@@ -47,13 +64,13 @@ class Example:
 class MediaBatch:
     """The media of one modality in a batch, each once, however many documents show it.
 
-    `inputs` go through encoder and adapter to flat rows of features; row `rows[i]` fills place `slots[i]` of the
-    batch's tokens.
+    `inputs` go through encoder and adapter to flat rows of features; row `rows[i]` fills place `places[i]` of the
+    batch's tokens or, of a medium without slots, is seen from there on by the tokens of the same document.
     """
 
     inputs: list[MediaInput]
     rows: Tensor
-    slots: Tensor
+    places: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         media = {
             modality: MediaBatch(
-                [item.to(device) for item in group.inputs], group.rows.to(device), group.slots.to(device)
+                [item.to(device) for item in group.inputs], group.rows.to(device), group.places.to(device)
             )
             for modality, group in self.media.items()
         }
@@ -86,12 +103,13 @@ class Batch:
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Lay examples end to end. A medium that several of them share (the same object) is encoded once."""
-    media: dict[str, dict[int, tuple[MediaInput, list[int]]]] = {}  # modality -> identity -> (input, first slots)
+    media: dict[str, dict[int, tuple[MediaInput, list[int]]]] = {}  # modality -> identity -> (input, first places)
     start = 0
     for example in examples:
         for first, item in example.media:
-            _, places = media.setdefault(item.modality, {}).setdefault(id(item), (item, []))
-            places.append(start + first)
+            if first < len(example):  # else no token sees it
+                _, places = media.setdefault(item.modality, {}).setdefault(id(item), (item, []))
+                places.append(start + first)
         start += len(example)
     return Batch(
         ids=torch.tensor([token for example in examples for token in example.ids], dtype=torch.long),
@@ -102,14 +120,14 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def _media_batch(group: list[tuple[MediaInput, list[int]]]) -> MediaBatch:
-    rows, slots = [], []
+    rows, places = [], []
     row = 0
-    for item, places in group:
-        span = torch.arange(item.slots)
-        rows += [row + span] * len(places)
-        slots += [place + span for place in places]
-        row += item.slots
-    return MediaBatch([item for item, _ in group], torch.cat(rows), torch.cat(slots))
+    for item, firsts in group:
+        span = torch.arange(item.features)
+        rows += [row + span] * len(firsts)
+        places += [first + (span if item.slots else torch.zeros_like(span)) for first in firsts]
+        row += item.features
+    return MediaBatch([item for item, _ in group], torch.cat(rows), torch.cat(places))
 
 
 def check_supervised(examples: Sequence[Example]) -> None:

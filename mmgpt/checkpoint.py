@@ -16,28 +16,35 @@ import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from mmgpt.config import ModelConfig, from_dict
 from mmgpt.errors import CheckpointError, ConfigError
-from mmgpt.model import MultimodalGPT
-from mmgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # what is told of a checkpoint (`mmgpt info`) is told without torch
+    from torch import Tensor, nn
+
+    from mmgpt.model import MultimodalGPT
+    from mmgpt.tokenizer import Tokenizer
 
 POINTER = "CURRENT"
 FORMAT = 1
+# Of a checkpoint on the Hub, besides the model itself.
+HUB_FILES = ("training.json", "tokenizer.json", "vocab.json", "merges.txt", "generation_config.json")
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it; a damaged file may claim any number
 
 
 def save(
-    directory: str | Path, model: MultimodalGPT, tokenizer: Tokenizer, training: dict[str, Any] | None = None
+    directory: str | Path, model: "MultimodalGPT", tokenizer: "Tokenizer", training: dict[str, Any] | None = None
 ) -> Path:
     """Write a new version of the checkpoint and put it in force; `training` is what is told of how it was made.
 
     Raises CheckpointError when it cannot be written; the version before it then stays in force.
     """
+    from safetensors.torch import save_file
+
     directory = Path(directory)
     before = _version_in_force(directory)
     version = uuid.uuid4().hex[:12]
@@ -45,6 +52,8 @@ def save(
     try:
         draft.mkdir(parents=True)
         config = {"format": FORMAT, "model": dataclasses.asdict(model.config)}
+        if tokenizer.plain is not None:
+            config["plain"] = dataclasses.asdict(tokenizer.plain)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (draft / "training.json").write_text(json.dumps(training or {}, indent=2) + "\n")
         (draft / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
@@ -53,7 +62,7 @@ def save(
         for path in draft.iterdir():
             _sync(path)
         draft.rename(directory / version)
-        pointer = directory / f".{version}"
+        pointer = directory / version / POINTER  # goes with the version if the save fails here
         pointer.write_text(version + "\n")
         _sync(pointer)
         pointer.replace(directory / POINTER)
@@ -68,12 +77,37 @@ def save(
     return directory
 
 
-def load(directory: str | Path) -> tuple[MultimodalGPT, Tokenizer]:
-    """The model, in evaluation mode, and its tokenizer. Raises CheckpointError naming what does not fit."""
-    directory = resolve(directory)
+def load(directory: str | Path) -> "tuple[MultimodalGPT, Tokenizer]":
+    """The model, in evaluation mode, and its tokenizer. Raises CheckpointError naming what does not fit.
+
+    Besides our own checkpoints, those of transformers' VisionEncoderDecoder are read, from a directory or by a Hub id.
+    """
+    from mmgpt import vision_encoder_decoder
+    from mmgpt.model import MultimodalGPT
+    from mmgpt.tokenizer import Plain, Tokenizer
+
+    directory = resolve(_fetched(directory))
+    values = _read_settings(directory)
+    if values.get("model_type") == "vision-encoder-decoder":
+        return vision_encoder_decoder.load(directory)
     model = MultimodalGPT(read_config(directory))
     _load_tensors(model, directory / "model.safetensors")
-    return model.eval(), Tokenizer.load(directory)
+    plain = from_dict(Plain, values["plain"], "plain") if "plain" in values else None
+    return model.eval(), Tokenizer.load(directory, plain)
+
+
+def _fetched(source: str | Path) -> str | Path:
+    """The directory of a Hub id (owner/name); anything else as it is."""
+    if isinstance(source, Path) or Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
+        return source
+    from mmgpt.pretrained import fetch
+
+    try:
+        return fetch(source, *HUB_FILES)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{source}: no such directory (`mmgpt demo` makes runs/demo), and nothing of the Hub: {error}"
+        ) from None
 
 
 def resolve(directory: str | Path) -> Path:
@@ -102,18 +136,25 @@ def _version_in_force(directory: Path) -> Path | None:
 
 def read_config(directory: Path) -> ModelConfig:
     """The resolved configuration of the model; pretrained weights are not fetched again."""
-    path = directory / "config.json"
+    path, values = directory / "config.json", _read_settings(directory)
     try:
-        values = json.loads(path.read_text())
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}; this mmgpt reads format {FORMAT}")
         config = from_dict(ModelConfig, values["model"], "model")
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: not a configuration of mmgpt: {error}") from None
     for modality in ("image", "audio"):
         if (encoder := getattr(config, modality)) is not None:
             setattr(config, modality, dataclasses.replace(encoder, pretrained=False, weights=None))
     return config
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a configuration of mmgpt: {error}") from None
 
 
 def read_training(directory: Path) -> dict[str, Any]:
@@ -127,37 +168,50 @@ def read_training(directory: Path) -> dict[str, Any]:
 def read_sizes(directory: Path) -> dict[str, int]:
     """Number of parameters of each module (gpt, encoders.image, adapters.image, ...), from the file's header alone."""
     sizes: dict[str, int] = {}
-    path = directory / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, not a dict
-                module = "gpt" if name.startswith("gpt.") else ".".join(name.split(".")[:2])
-                sizes[module] = sizes.get(module, 0) + math.prod(file.get_slice(name).get_shape())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    for name, shape in _shapes(directory / "model.safetensors").items():
+        module = "gpt" if name.startswith("gpt.") else ".".join(name.split(".")[:2])
+        sizes[module] = sizes.get(module, 0) + math.prod(shape)
     return sizes
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file by name, from its header: 8 bytes of its length, then JSON.
+
+    Read here, since safetensors' own readers import numpy or torch.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise ValueError("it does not begin with a header of safetensors")
+            header = json.loads(file.read(length))
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        if path.stat().st_size != 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()):
+            raise ValueError("it is not as long as its header says")
+        return {name: tuple(map(int, tensor["shape"])) for name, tensor in tensors.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def _tensors(model: "nn.Module") -> "dict[str, Tensor]":
     """Parameters and persistent buffers, each once, though encoders and the head may be shared."""
     kept = model.state_dict().keys()
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in named if name in kept}
 
 
-def _load_tensors(model: nn.Module, path: Path) -> None:
-    own = _tensors(model)
+def _load_tensors(model: "nn.Module", path: Path) -> None:
+    own, shapes = _tensors(model), _shapes(path)
+    if missing := sorted(own.keys() - shapes.keys()):
+        raise CheckpointError(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
+    if extra := sorted(shapes.keys() - own.keys()):
+        raise CheckpointError(f"{path}: tensor {extra[0]} is not part of the model ({len(extra)} in all)")
+    for name, tensor in own.items():
+        if shapes[name] != tuple(tensor.shape):
+            raise CheckpointError(f"{path}: tensor {name} is {shapes[name]}, the model's is {tuple(tensor.shape)}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if missing := sorted(own.keys() - names):
-                raise CheckpointError(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
-            if extra := sorted(names - own.keys()):
-                raise CheckpointError(f"{path}: tensor {extra[0]} is not part of the model ({len(extra)} in all)")
             for name, tensor in own.items():
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(tensor.shape):
-                    raise CheckpointError(f"{path}: tensor {name} is {shape}, the model's is {tuple(tensor.shape)}")
                 tensor.data.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

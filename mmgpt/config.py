@@ -11,14 +11,35 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-from mmgpt.errors import ConfigError
+from mmgpt.errors import ConfigError, MediaError
 
 Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]
+CropMode: TypeAlias = Literal["squash", "center"]
+Interpolation: TypeAlias = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+@dataclass
+class RotaryScaling:
+    """Rotary frequencies stretched, so that a model trained on short texts reads longer ones.
+
+    Args:
+        kind: linear (all frequencies by factor; Chen et al. 2023) or llama3 (slow ones alone; Llama 3.1).
+        factor: How many times longer.
+        low: llama3: wavelengths above original_context / low are stretched in full.
+        high: llama3: wavelengths below original_context / high are left as they are; between the two it is blended.
+        original_context: llama3: the context trained on at first.
+    """
+
+    kind: Literal["linear", "llama3"] = "linear"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original_context: int = 8192
 
 
 @dataclass
 class GPTConfig:
-    """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it.
+    """A decoder-only transformer; GPT-2, Llama, Mistral and Qwen are settings of it.
 
     Args:
         vocab_size: Number of token ids; 0 means "as many as the tokenizer has".
@@ -31,11 +52,20 @@ class GPTConfig:
         context: Most tokens a document may have.
         position: rotary (Su et al. 2021), learned (GPT-2) or sinusoidal (Vaswani et al. 2017).
         rotary_base: Base of the rotary frequencies.
+        rotary_scaling: Stretches them.
+        window: Tokens that each token looks back on, itself among them (Mistral); None means all of its document.
+        window_layers: Layers that have the window; None means all.
         norm: layer (LayerNorm) or rms (RMSNorm).
         norm_eps: Epsilon of the norms.
         activation: gelu, gelu_tanh (GPT-2's) or swiglu (Shazeer 2020).
-        attention_bias: Biases in the query, key and value projections.
-        bias: Biases in all other linear layers and in LayerNorm.
+        qk_norm: RMSNorm over each head's queries and keys (Qwen3).
+        qkv_bias: Biases in the query, key and value projections.
+        out_bias: Bias in the output projection of attention.
+        mlp_bias: Biases in the MLP.
+        cross: Attention to media beside the sequence's own, which then holds no slots: "inside" each block between
+            attention and MLP (Vaswani et al. 2017; transformers' VisionEncoderDecoder), or "gated": a block of its own
+            before each, whose gates are zero at the start (Alayrac et al. 2022, Flamingo). None: media fill slots.
+        cross_layers: Layers that attend to media; None means all.
         tied_head: The output head shares the token embedding's weight.
         dropout: Dropout on embeddings, attention output and MLP output.
     """
@@ -50,21 +80,34 @@ class GPTConfig:
     context: int = 1024
     position: Literal["rotary", "learned", "sinusoidal"] = "rotary"
     rotary_base: float = 10_000.0
+    rotary_scaling: RotaryScaling | None = None
+    window: int | None = None
+    window_layers: tuple[int, ...] | None = None
     norm: Literal["layer", "rms"] = "rms"
     norm_eps: float = 1e-5
     activation: Literal["gelu", "gelu_tanh", "swiglu"] = "swiglu"
-    attention_bias: bool = False
-    bias: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    cross: Literal["inside", "gated"] | None = None
+    cross_layers: tuple[int, ...] | None = None
     tied_head: bool = True
     dropout: float = 0.0
 
     def resolved(self) -> "GPTConfig":
         """A copy with kv_heads, head_width and mlp_width filled in. Raises ConfigError for settings that do not fit."""
         for name, kind in get_type_hints(GPTConfig).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"gpt.{name}: {getattr(self, name)!r} is none of {', '.join(get_args(kind))}")
-        for name in ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "context"):
-            size, optional = getattr(self, name), name in ("kv_heads", "head_width", "mlp_width")
+            known = [
+                value
+                for literal in (kind, *get_args(kind))
+                if get_origin(literal) is Literal
+                for value in get_args(literal)
+            ]
+            if known and getattr(self, name) not in known and not (name == "cross" and self.cross is None):
+                raise ConfigError(f"gpt.{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
+        for name in ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "context", "window"):
+            size, optional = getattr(self, name), name in ("kv_heads", "head_width", "mlp_width", "window")
             if not (isinstance(size, int) and size >= 1) and not (size is None and optional):
                 raise ConfigError(f"gpt.{name}: must be a whole number from 1 on, not {size!r}")
         if self.head_width is None and self.width % self.heads:
@@ -75,6 +118,11 @@ class GPTConfig:
             raise ConfigError(f"gpt.kv_heads: {kv_heads} does not divide the {self.heads} heads")
         if self.position == "rotary" and head_width % 2:
             raise ConfigError(f"gpt.head_width: must be even for rotary positions, not {head_width}")
+        if (scaling := self.rotary_scaling) is not None and not (scaling.factor > 0 and 0 < scaling.low < scaling.high):
+            raise ConfigError(f"gpt.rotary_scaling: factor and low must be above 0, and high above low, not {scaling}")
+        for name in ("window_layers", "cross_layers"):
+            if outside := [layer for layer in getattr(self, name) or () if not 0 <= layer < self.layers]:
+                raise ConfigError(f"gpt.{name}: there is no layer {outside[0]}; they are 0..{self.layers - 1}")
         mlp_width = self.mlp_width or (
             -(-self.width * 8 // 3 // 32) * 32 if self.activation == "swiglu" else 4 * self.width
         )
@@ -85,16 +133,24 @@ class GPTConfig:
 class ImageEncoderConfig:
     """A timm backbone that turns a picture into tokens.
 
+    A picture is resized to size / crop_pct and cropped in the middle to size. What is None of mean, std, size and the
+    last three of these is the backbone's own; one without pretrained weights squashes the whole picture.
+
     Args:
         name: A timm model name: a ViT (patch tokens), or a convolutional backbone (its last feature map).
         pretrained: Fetch the pretrained weights when a new model is built.
-        weights: A local file of timm weights (.safetensors) instead of the hub's.
+        weights: Weights to read instead: a local file in timm's format (.safetensors), or a directory or Hub id of
+            transformers (SigLIP, CLIP, DINOv2, ViT), which then decides name and args too.
         layer: Which block or stage gives the tokens; -1 is the last, and those after it are dropped.
         prefix: Keep class and register tokens in front of the patch tokens.
         size: Input height and width in pixels; None means the backbone's own.
-        args: More arguments of timm.create_model (depths, dims, ...).
+        args: More arguments of timm.create_model (depths, dims, ...); norm_layer may be {"eps": ...}.
         frozen: Train none of it.
-        mean, std: Normalisation per channel of pixels in 0..1; None means the backbone's own.
+        mean, std: Normalisation per channel of pixels in 0..1.
+        crop_mode: How a picture of another shape is resized: squash gives it the new shape, center keeps its own and
+            covers the new one.
+        crop_pct: Size after the crop by size before it.
+        interpolation: How pixels are resampled.
         grid: Rows and columns of the token grid (resolved).
         prefix_tokens: Number of tokens in front of the grid (resolved).
         width: Size of a token (resolved).
@@ -110,6 +166,9 @@ class ImageEncoderConfig:
     frozen: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_mode: CropMode | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
     grid: tuple[int, int] | None = None
     prefix_tokens: int | None = None
     width: int | None = None
@@ -117,22 +176,23 @@ class ImageEncoderConfig:
 
 @dataclass
 class AudioEncoderConfig:
-    """Log-mel spectrogram and a CNN that turn a sound into tokens.
+    """Log-mel spectrogram and a net that turn a sound into tokens. Whisper has its own spectrogram (resolved).
 
     Args:
-        name: "conv", our compact causal CNN for token streams, or a timm convolutional backbone.
+        name: "conv", our compact causal CNN for token streams, "whisper", or a timm convolutional backbone.
         pretrained: Fetch the pretrained weights when a new model is built (timm backbones).
-        weights: A local file of timm weights (.safetensors) instead of the hub's.
+        weights: A local file of timm weights (.safetensors) instead of the hub's; for "whisper" a directory or Hub id.
         sample_rate: In Hz; sounds are resampled to it.
         window: Length of an analysis window in samples.
         hop: Samples from one spectrogram frame to the next.
         mels: Number of mel bands.
         channels: Width of a token of "conv".
         layers: Residual blocks of "conv".
-        reduction: Spectrogram frames to a token: 2, 4 or 8 for "conv" (resolved for timm backbones).
-        args: More arguments of timm.create_model.
+        reduction: Spectrogram frames to a token: 2, 4 or 8 for "conv" (resolved for the others).
+        args: More arguments of timm.create_model; of "whisper" its sizes by transformers' names, such as d_model or
+            encoder_layers (resolved with weights, else those of whisper-tiny).
         frozen: Train none of it.
-        max_seconds: Longer sounds are refused.
+        max_seconds: Longer sounds are refused; at most the 30 seconds of whisper's window (resolved).
         width: Size of a token (resolved).
     """
 
@@ -150,6 +210,11 @@ class AudioEncoderConfig:
     frozen: bool = False
     max_seconds: float = 30.0
     width: int | None = None
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of whisper's window, to which it pads every sound; None for encoders without such a limit."""
+        return self.args.get("max_source_positions") if self.name == "whisper" else None
 
 
 @dataclass
@@ -176,19 +241,23 @@ class AdapterConfig:
     """From an encoder's tokens to the GPT's width.
 
     Args:
-        kind: linear, mlp (LLaVA-1.5), pixel_shuffle (factor x factor neighbours become one token, then an MLP;
-            InternVL, SmolVLM) or resampler (a fixed number of learned queries; Flamingo's perceiver).
+        kind: identity (the widths are equal), linear, mlp (LLaVA-1.5), pixel_shuffle (factor x factor neighbours become
+            one token, then an MLP; InternVL, SmolVLM) or resampler (a fixed number of learned queries; Flamingo's
+            perceiver).
         factor: Neighbours per side of pixel_shuffle; along time alone for sounds.
         queries: Tokens a resampler returns.
         layers: Blocks of a resampler.
         heads: Attention heads of a resampler.
+        positions: With gpt.cross, tell tokens their place among those of their medium (sinusoids): cross-attention
+            knows no order. False where the encoder has told them already.
     """
 
-    kind: Literal["linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
+    kind: Literal["identity", "linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
     factor: int = 2
     queries: int = 16
     layers: int = 2
     heads: int = 4
+    positions: bool = True
 
 
 @dataclass
@@ -237,8 +306,17 @@ def image_grid(config: ImageEncoderConfig) -> TokenGrid:
 
 
 def audio_grid(config: AudioEncoderConfig, samples: int) -> TokenGrid:
-    """The tokens of a sound of so many samples at the encoder's rate: one per hop x reduction samples, rounded up."""
-    return TokenGrid(rows=-(-samples // (config.hop * config.reduction)))
+    """The tokens of a sound of so many samples at the encoder's rate: one per hop x reduction samples, rounded up.
+
+    Raises MediaError for a sound longer than whisper's window.
+    """
+    step = config.hop * config.reduction
+    rows = -(-samples // step)
+    if config.positions is not None and rows > config.positions:
+        seconds = samples / config.sample_rate
+        window = config.positions * step / config.sample_rate
+        raise MediaError(f"a sound of {seconds:g} seconds is longer than whisper's {window:g}; cut it into pieces")
+    return TokenGrid(rows=rows)
 
 
 def video_grid(config: VideoEncoderConfig, audio: AudioEncoderConfig | None, sound_samples: int) -> TokenGrid:
@@ -249,7 +327,7 @@ def video_grid(config: VideoEncoderConfig, audio: AudioEncoderConfig | None, sou
 
 
 def slot_count(config: AdapterConfig, tokens: TokenGrid) -> int:
-    """How many slots of the sequence an encoder's tokens fill after the adapter.
+    """How many features the adapter makes of an encoder's tokens: slots of the sequence that they fill.
 
     pixel_shuffle rounds each side of the grid up (the rim is filled with zeros) and passes prefix and suffix tokens on
     one by one; a grid of one column is shuffled along its rows alone.

@@ -1,4 +1,7 @@
-"""Fusion: adapters from encoder tokens to the GPT's width, and the splice of media tokens into the sequence."""
+"""Fusion: adapters from encoder tokens to the GPT's width, and the splice of media tokens into the sequence.
+
+The second way of fusion, cross-attention to tokens beside the sequence, is a part of the GPT's blocks: gpt/cross.py.
+"""
 
 from functools import lru_cache
 
@@ -7,25 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgpt.config import AdapterConfig, TokenGrid, slot_count
+from mmgpt.encoders.base import sinusoids
 from mmgpt.errors import ConfigError
 
 
 class Adapter(nn.Module):
-    """Encoder tokens to slots of the sequence.
+    """Encoder tokens to features of the GPT's width, which fill slots of the sequence or stand beside it.
 
-    Called with tokens (batch, tokens, width), right-padded, and the TokenGrid of each input; returns the slots of all
-    inputs end to end (slots, gpt width), `slot_count(config, grid)` for each.
+    Called with tokens (batch, tokens, width), right-padded, and the TokenGrid of each input; returns the features of
+    all inputs end to end (features, gpt width), `slot_count(config, grid)` for each.
 
     Args:
         config: Which kind, and its sizes.
         width: Width of the encoder's tokens.
         gpt_width: Width of the GPT.
         time_only: Tokens follow each other in time alone (sounds), so pixel_shuffle stacks along it.
+        beside: The features stand beside the sequence, and are told their places if config.positions says so.
     """
 
-    def __init__(self, config: AdapterConfig, width: int, gpt_width: int, *, time_only: bool = False):
+    def __init__(
+        self, config: AdapterConfig, width: int, gpt_width: int, *, time_only: bool = False, beside: bool = False
+    ):
         super().__init__()
         self.config = config
+        self.positions = beside and config.positions
         self.neighbours = config.factor if time_only else config.factor**2
         if config.kind == "linear":
             self.project = nn.Linear(width, gpt_width)
@@ -35,10 +43,16 @@ class Adapter(nn.Module):
             self.project = _mlp(width * self.neighbours, gpt_width)
         elif config.kind == "resampler":
             self.project = Resampler(config, width, gpt_width)
+        elif config.kind == "identity":
+            if width != gpt_width:
+                raise ConfigError(f"adapter identity: width {width} is not the GPT's {gpt_width}; use linear")
+            self.project = nn.Identity()
         else:
-            raise ConfigError(f"adapter {config.kind}: unknown; use linear, mlp, pixel_shuffle or resampler")
+            raise ConfigError(f"adapter {config.kind}: unknown; use identity, linear, mlp, pixel_shuffle or resampler")
 
     def forward(self, tokens: Tensor, grids: list[TokenGrid]) -> Tensor:
+        if self.positions:
+            tokens = tokens + sinusoids(tokens.shape[1], tokens.shape[2]).to(tokens)
         lengths = torch.tensor([grid.count for grid in grids], device=tokens.device)
         if self.config.kind == "resampler":
             return self.project(tokens, lengths).flatten(0, 1)

@@ -12,7 +12,7 @@ from mmgpt.config import ModelConfig
 from mmgpt.encoders import ENCODERS
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.fusion import Adapter, check_slots, splice
-from mmgpt.gpt import GPT, Cache, Documents
+from mmgpt.gpt import GPT, Documents, Media
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Loss:
 class MultimodalGPT(nn.Module):
     """One GPT with an encoder and an adapter for each modality that its configuration names.
 
-    A medium goes encoder -> adapter -> slots of the token sequence; from there on the GPT sees only tokens.
+    A medium goes encoder -> adapter -> slots of the token sequence; from there on the GPT sees only tokens. Where
+    config.gpt.cross is set, it goes encoder -> adapter -> the GPT's cross-attention instead, and has no slots.
 
     Args:
         config: What to build. `model.config` is the resolved configuration, with the encoders' own sizes filled in.
@@ -54,7 +55,11 @@ class MultimodalGPT(nn.Module):
             encoder = build(getattr(config, modality), self.encoders)
             self.encoders[modality] = encoder
             self.adapters[modality] = Adapter(
-                config.adapter(modality), encoder.width, config.gpt.width, time_only=modality == "audio"
+                config.adapter(modality),
+                encoder.width,
+                config.gpt.width,
+                time_only=modality == "audio",
+                beside=config.gpt.cross is not None,
             )
             setattr(resolved, modality, encoder.config)
         self.config = resolved
@@ -64,7 +69,7 @@ class MultimodalGPT(nn.Module):
         return next(self.parameters()).device
 
     def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
-        """Features (slots, width) of all inputs end to end, as they enter the sequence."""
+        """Features (features, width) of all inputs end to end, as they enter the sequence or are looked at."""
         encoder = self.encoders[modality]
         grids = [item.grid for item in inputs]
         if modality == "audio":
@@ -77,16 +82,32 @@ class MultimodalGPT(nn.Module):
         return self.adapters[modality](tokens, grids)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Token embeddings (tokens, width) with every medium spliced into its slots."""
+        """Token embeddings (tokens, width) with every medium that has slots spliced into them."""
         x = self.gpt.embed(batch.ids)
-        for modality, media in batch.media.items():
-            features = self.encode_media(modality, media.inputs)
-            x = splice(x, features[media.rows], media.slots)
+        if self.config.gpt.cross is None:
+            for modality, media in batch.media.items():
+                features = self.encode_media(modality, media.inputs)
+                x = splice(x, features[media.rows], media.places)
         return x
 
-    def hidden(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+    def media(self, batch: Batch) -> Media | None:
+        """What the batch's documents look at by cross-attention, each medium's features once; None without any."""
+        if self.config.gpt.cross is None or not batch.media:
+            return None
+        features, index, places, count = [], [], [], 0
+        for modality, media in batch.media.items():
+            features.append(self.encode_media(modality, media.inputs))
+            index.append(media.rows + count)
+            places.append(media.places)
+            count += len(features[-1])
+        documents = Documents(batch.lengths, batch.ids.device)
+        place, order = torch.cat(places).sort(stable=True)  # so that each document's media are together
+        lengths = documents.numbers[place].bincount(minlength=len(documents)).tolist()
+        return Media(torch.cat(features), torch.cat(index)[order], lengths, documents.positions[place])
+
+    def hidden(self, batch: Batch) -> Tensor:
         """The GPT's last hidden states (tokens, width)."""
-        return self.gpt.transform(self.embed(batch), Documents(batch.lengths), cache)
+        return self.gpt.transform(self.embed(batch), Documents(batch.lengths), self.media(batch))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""

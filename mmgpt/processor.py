@@ -5,24 +5,29 @@ The template, without spaces or line breaks between its pieces:
     <|user|> part part ... <|assistant|> text <|end|> <|user|> ...
 
 Assistant text and its <|end|> are supervised; nothing else is. The mask is made while the pieces are laid down and
-never recovered from token ids. A media part is `slot_count` slots.
+never recovered from token ids. A media part is `slot_count` slots, or none where the GPT has cross-attention; it then
+stands before the token that follows it.
+
+A foreign model without the template (tokenizer.plain) does one task alone, and is not told which:
+
+    part ... <start> text <end>
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-import numpy as np
 import PIL.Image
 import torch
-import torchaudio.functional
 from torch import Tensor
 
 from mmgpt.batch import Example, MediaInput
-from mmgpt.config import AdapterConfig, ModelConfig, audio_grid, image_grid, slot_count, video_grid
+from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
-from mmgpt.errors import DataError, MediaError
+from mmgpt.encoders.preprocessing import to_pixels
+from mmgpt.errors import DataError, MediaError, shown
 from mmgpt.media import Waveform
+from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
 
 
@@ -59,15 +64,20 @@ class Processor:
 
     def encode_prompt(self, prompt: Sequence[Message], *, where: str = "") -> Example:
         """The example of a conversation up to where the assistant is to begin. Raises as `encode` does."""
-        return self._check(self._with_answer(self._lay_down(prompt, where), []))
+        example = self._lay_down(prompt, where)
+        opening = self.tokenizer.opening("assistant")
+        supervised = [*example.supervised, *[False] * len(opening)]
+        return self._check(replace(example, ids=[*example.ids, *opening], supervised=supervised))
 
-    def encode_answers(self, prompt: Sequence[Message], answers: Sequence[str], *, where: str = "") -> list[Example]:
-        """An example for each answer to the same prompt; they share its media, which are decoded and encoded once."""
-        start = self._lay_down(prompt, where)
-        return [
-            self._check(self._with_answer(start, [*self.tokenizer.encode(answer), self.tokenizer.end]))
-            for answer in answers
-        ]
+    def encode_answer(self, prompt: Example, answer: str) -> Example:
+        """The example of an encoded prompt and its answer, which is supervised. Answers to one prompt share its media.
+
+        Raises TooLongError for more tokens than the context.
+        """
+        tokens = [*self.tokenizer.encode(answer), self.tokenizer.end]
+        supervised = [*prompt.supervised, *[True] * len(tokens)]
+        example = replace(prompt, ids=[*prompt.ids, *tokens], supervised=supervised)
+        return self._check(example, f" with the answer {shown(answer)}")
 
     def _lay_down(self, conversation: Sequence[Message], where: str) -> Example:
         ids: list[int] = []
@@ -78,9 +88,11 @@ class Processor:
             ids.extend(tokens)
             supervised.extend([learn] * len(tokens))
 
+        if self.tokenizer.plain is not None:
+            conversation = _untold(conversation, self.tokenizer.plain.task, where)
         for message in conversation:
             learn = message.role == "assistant"
-            put([self.tokenizer.role(message.role)], False)
+            put(self.tokenizer.opening(message.role), False)
             for part in message.parts:
                 if isinstance(part, Text):
                     put(self.tokenizer.encode(part.text), learn)
@@ -92,16 +104,12 @@ class Processor:
                 put([self.tokenizer.end], True)
         return Example(ids, supervised, media, where)
 
-    def _with_answer(self, start: Example, answer: list[int]) -> Example:
-        ids = [*start.ids, self.tokenizer.role("assistant"), *answer]
-        return replace(start, ids=ids, supervised=[*start.supervised, False, *[True] * len(answer)])
-
-    def _check(self, example: Example) -> Example:
+    def _check(self, example: Example, also: str = "") -> Example:
         if len(example) > self.config.gpt.context:
             slots = sum(item.slots for _, item in example.media)
             raise TooLongError(
-                f"{example.where or 'conversation'}: {len(example)} tokens ({slots} of media), more than the context "
-                f"of {self.config.gpt.context}; shorten it or train with a larger gpt.context"
+                f"{example.where or 'conversation'}: {len(example)} tokens ({slots} of media){also}, more than the "
+                f"context of {self.config.gpt.context}; shorten it or train with a larger gpt.context"
             )
         return example
 
@@ -116,30 +124,34 @@ class Processor:
                 return self._video(part)
         raise TypeError(f"{type(part).__name__} is not a media part")
 
-    def _adapter(self, modality: str) -> AdapterConfig:
+    def _require(self, modality: str) -> None:
         if getattr(self.config, modality) is None:
             has = [name for name in ("image", "audio", "video") if getattr(self.config, name) is not None]
             raise MediaError(f"this model has no {modality} encoder (it has: {', '.join(has) or 'text alone'})")
-        return self.config.adapter(modality)
+
+    def _input(self, modality: str, data: Tensor, grid: TokenGrid, sound: Tensor | None = None) -> MediaInput:
+        features = slot_count(self.config.adapter(modality), grid)
+        slots = features if self.config.gpt.cross is None else 0
+        return MediaInput(modality, data, grid, features, slots, sound)
 
     def _image(self, part: Image) -> MediaInput:
-        adapter = self._adapter("image")
+        self._require("image")
         assert self.config.image is not None
         picture = part.load()
         if self.augment is not None:
             picture = self.augment(picture)
         grid = image_grid(self.config.image)
-        return MediaInput("image", self._pixels(picture), grid, slot_count(adapter, grid))
+        return self._input("image", self._pixels(picture), grid)
 
     def _audio(self, part: Audio) -> MediaInput:
-        adapter = self._adapter("audio")
+        self._require("audio")
         assert self.config.audio is not None
         sound = self._samples(part.load(max_seconds=self.config.audio.max_seconds))
         grid = audio_grid(self.config.audio, len(sound))
-        return MediaInput("audio", sound, grid, slot_count(adapter, grid))
+        return self._input("audio", sound, grid)
 
     def _video(self, part: Video) -> MediaInput:
-        adapter = self._adapter("video")
+        self._require("video")
         config = self.config.video
         assert config is not None
         hears = config.sound and self.config.audio is not None
@@ -147,24 +159,40 @@ class Processor:
         sound = self._samples(clip.sound) if hears and clip.sound is not None else None
         frames = torch.stack([self._pixels(PIL.Image.fromarray(frame)) for frame in clip.frames])
         grid = video_grid(config, self.config.audio, 0 if sound is None else len(sound))
-        return MediaInput("video", frames, grid, slot_count(adapter, grid), sound)
+        return self._input("video", frames, grid, sound)
 
     def _pixels(self, picture: PIL.Image.Image) -> Tensor:
-        """(channels, height, width) uint8 at the encoder's input size; the whole picture, not a crop of it."""
+        """(channels, height, width) uint8 at the encoder's input size, by its rule."""
         assert self.config.image is not None
-        assert self.config.image.size is not None
-        height, width = self.config.image.size
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return to_pixels(picture, self.config.image)
 
     def _samples(self, sound: Waveform) -> Tensor:
         """(samples,) float32 at the encoder's rate."""
         assert self.config.audio is not None
+        import torchaudio.functional  # takes half a second, which those who only look at pictures need not wait for
+
+        rate = self.config.audio.sample_rate
         # The filter grows with the terms of the ratio: 44,099 to 16,000 Hz would take gigabytes. A near ratio of small
-        # terms shifts the pitch by less than a millionth.
-        ratio = Fraction(sound.sample_rate, self.config.audio.sample_rate).limit_denominator(1000)
+        # terms shifts the pitch by less than a hundredth of a semitone, and may give more samples than the sound lasts.
+        ratio = Fraction(sound.sample_rate, rate).limit_denominator(1000)
         if not ratio:
             raise MediaError(f"a sound of {sound.sample_rate} samples a second is too coarse to be heard")
-        samples = torch.from_numpy(sound.samples)
-        return torchaudio.functional.resample(samples, ratio.numerator, ratio.denominator)
+        samples = torchaudio.functional.resample(torch.from_numpy(sound.samples), ratio.numerator, ratio.denominator)
+        return samples[: -(-len(sound.samples) * rate // sound.sample_rate)]
+
+
+def _untold(conversation: Sequence[Message], task: str, where: str) -> list[Message]:
+    """The conversation without the words that ask for the one task a model knows. Raises DataError for other words."""
+    knows = f"{where or 'conversation'}: this model knows one task alone, {task}"
+    kept = []
+    for message in conversation:
+        parts = []
+        for part in message.parts:
+            if message.role == "assistant" or not isinstance(part, Text):
+                parts.append(part)
+            elif part.text.strip() not in ("", *TASKS[task].prompts):
+                raise DataError(f"{knows}; it cannot be told {shown(part.text)}")
+        kept.append(Message(message.role, tuple(parts)))
+    if [message.role for message in kept] not in (["user"], ["user", "assistant"]):
+        raise DataError(f"{knows}, once in a conversation: a user's message, and an assistant's to learn from")
+    return kept

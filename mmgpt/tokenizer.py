@@ -1,6 +1,7 @@
 """Text <-> token ids: a byte-level BPE, trained on the data or read from a pretrained model's directory."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -15,25 +16,47 @@ SLOT = "<|slot|>"  # stands where a media token is spliced in; its embedding is 
 SPECIAL_TOKENS = (*ROLE_TOKENS.values(), END, SLOT)
 
 
-class Tokenizer:
-    """Text to token ids and back; `len()` is the size of the vocabulary, `end`, `slot` and `role()` its special ids."""
+@dataclass(frozen=True)
+class Plain:
+    """Prompts of a foreign model that was trained without our chat template, to do one `task` alone.
 
-    def __init__(self, bpe: BPETokenizer):
-        bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    They are media and the token id `start`; what the model says follows, up to the token id `end`.
+    """
+
+    task: str
+    start: int
+    end: int
+
+
+class Tokenizer:
+    """Text to token ids and back; `len()` is the size of the vocabulary, `end`, `slot` and `opening()` its special ids.
+
+    Args:
+        bpe: The tokenizer of the library; the chat template's tokens are added to it.
+        plain: How prompts look without the chat template; no tokens are then added. Raises CheckpointError for tokens
+            that there are not.
+    """
+
+    def __init__(self, bpe: BPETokenizer, plain: Plain | None = None):
+        self.plain = plain
+        special = SPECIAL_TOKENS if plain is None else tuple(_token(bpe, id) for id in (plain.start, plain.end))
+        bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
         bpe.encode_special_tokens = True  # "<|end|>" in a user's text is spelled out, not obeyed
         bpe.no_padding()
         bpe.no_truncation()
         self._bpe = bpe
-        self._special: dict[str, int] = {token: bpe.token_to_id(token) or 0 for token in SPECIAL_TOKENS}
-        self.end = self._special[END]
-        self.slot = self._special[SLOT]
+        if plain is None:
+            ids = {token: bpe.token_to_id(token) or 0 for token in special}
+            self._openings = {role: [ids[token]] for role, token in ROLE_TOKENS.items()}
+            self.end, self.slot = ids[END], ids[SLOT]
+        else:
+            self._openings = {"assistant": [plain.start]}
+            self.end = self.slot = plain.end  # any token can be the slot's, whose embedding is never read
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Byte-level BPE (Sennrich et al. 2016; GPT-2's byte alphabet): any text can be encoded, none is unknown."""
-        bpe = BPETokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = decoders.ByteLevel()
+        bpe = _byte_level(models.BPE())
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
             raise DataError(f"vocabulary of {vocab_size}: at least {smallest} are needed for the bytes; ask for more")
@@ -46,11 +69,14 @@ class Tokenizer:
         return cls(bpe)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Tokenizer":
-        """Read tokenizer.json: ours, or that of a pretrained model (to which the special tokens are added)."""
-        path = Path(directory) / "tokenizer.json"
+    def load(cls, directory: str | Path, plain: Plain | None = None) -> "Tokenizer":
+        """Read tokenizer.json, ours or that of a pretrained model, or else the vocab.json and merges.txt of a GPT-2."""
+        path, vocabulary, merges = (Path(directory) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         try:
-            return cls(BPETokenizer.from_str(path.read_text(encoding="utf-8")))
+            if not path.is_file() and vocabulary.is_file() and merges.is_file():
+                path = vocabulary
+                return cls(_byte_level(models.BPE.from_file(str(vocabulary), str(merges))), plain)
+            return cls(BPETokenizer.from_str(path.read_text(encoding="utf-8")), plain)
         except FileNotFoundError:
             raise CheckpointError(
                 f"{path}: no tokenizer here; name a directory with tokenizer.json, or make one with "
@@ -72,6 +98,19 @@ class Tokenizer:
         """The text of the ids; special tokens are left out."""
         return self._bpe.decode(list(ids), skip_special_tokens=True)
 
-    def role(self, role: str) -> int:
-        """The token that opens a message of this role."""
-        return self._special[ROLE_TOKENS[role]]
+    def opening(self, role: str) -> list[int]:
+        """The tokens that open a message of this role."""
+        return self._openings.get(role, [])
+
+
+def _token(bpe: BPETokenizer, id: int) -> str:
+    if (token := bpe.id_to_token(id)) is None:
+        raise CheckpointError(f"there is no token of id {id}")
+    return token
+
+
+def _byte_level(model: models.BPE) -> BPETokenizer:
+    bpe = BPETokenizer(model)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return bpe

@@ -9,7 +9,6 @@ Without --pretrained the weights are random, the same each time. Files that cann
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchaudio.functional
 from safetensors.torch import save_file
@@ -19,10 +18,8 @@ from mmgpt.encoders import AudioEncoder, ImageEncoder
 
 
 def picture_to_tensor(path: Path, encoder: ImageEncoder) -> torch.Tensor:
-    """(1, 3, height, width) uint8 at the encoder's size."""
-    height, width = encoder.config.size
-    picture = mmgpt.Image(path).load().resize((width, height))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    """(1, 3, height, width) uint8 at the encoder's size, resized and cropped as it knows pictures."""
+    return encoder.pixels(mmgpt.Image(path).load())[None]
 
 
 def sound_to_tensor(path: Path, encoder: AudioEncoder) -> torch.Tensor:

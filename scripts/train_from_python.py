@@ -6,7 +6,6 @@ python scripts/train_from_python.py photos --epochs 20    # on photos/captions.c
 
 import argparse
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
@@ -19,19 +18,12 @@ from mmgpt.data.world import World
 from mmgpt.training.module import CaptioningModule
 
 
-class Photos(Sequence[Sample]):
-    """Any sequence of samples will do, a list too. Pictures are decoded when their turn comes."""
-
-    def __init__(self, folder: Path):
-        with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
-            self.rows = [(folder / row["image"], row["caption"]) for row in csv.DictReader(file)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        path, caption = self.rows[index]
-        return Sample((Message.of("user", Image(path), "Describe the picture."),), (caption,), "caption", str(path))
+def read_photos(folder: Path) -> list[Sample]:
+    """A sample to a row. Any sequence of samples will do; pictures are decoded when their turn comes."""
+    with (folder / "captions.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(folder / row["image"], row["caption"]) for row in csv.DictReader(file)]
+    prompt = "Describe the picture."
+    return [Sample((Message.of("user", Image(path), prompt),), (text,), "caption", str(path)) for path, text in rows]
 
 
 def main() -> None:
@@ -42,17 +34,24 @@ def main() -> None:
     parser.add_argument("--out", default="runs/from_python")
     args = parser.parse_args()
     lightning.seed_everything(0, verbose=False)
-    samples = Photos(args.folder) if args.folder else World("train", args.samples, task="caption")
+    if args.folder:
+        photos = read_photos(args.folder)
+        count = -(-len(photos) // 10)  # the last tenth is not trained on, but shows how well the model does
+        samples, held_out = photos[:-count], photos[-count:]
+    else:
+        samples, held_out = World("train", args.samples, task="caption"), World("dev", 64, task="caption")
     tokenizer = Tokenizer.train((text for sample in samples for text in sample.texts()), vocab_size=512)
     image = ImageEncoderConfig("convnext_atto", size=(128, 128), args={"depths": [1] * 4, "dims": [24, 48, 96, 128]})
     model = MultimodalGPT(ModelConfig(GPTConfig(len(tokenizer), width=128), image))
     module = CaptioningModule(model, OptimizerConfig(learning_rate=2e-3))
     trainer = lightning.Trainer(max_epochs=args.epochs, devices=1, logger=False, enable_checkpointing=False)
-    trainer.fit(module, make_loader(samples, Processor(model.config, tokenizer), batch_size=32, shuffle=True))
+    processor = Processor(model.config, tokenizer)
+    loaders = [make_loader(some, processor, batch_size=32, shuffle=some is samples) for some in (samples, held_out)]
+    trainer.fit(module, *loaders)
     print(*module.broken, sep="\n")  # pictures that could not be decoded
     assistant = Assistant(model, tokenizer)
     assistant.save(args.out)
-    print(f"truth: {samples[0].answers[0]}\nmodel: {assistant.reply([samples[0].prompt])[0]}\nsaved in {args.out}")
+    print(f"truth: {held_out[0].answers[0]}\nmodel: {assistant.reply([held_out[0].prompt])[0]}\nsaved in {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import some_audio, some_image
@@ -5,6 +7,7 @@ from tiny import some_audio, some_image
 from mmgpt.batch import check_supervised, collate
 from mmgpt.content import Message
 from mmgpt.errors import DataError
+from mmgpt.processor import Processor
 
 
 def test_documents_lie_end_to_end_without_padding(processor):
@@ -15,14 +18,15 @@ def test_documents_lie_end_to_end_without_padding(processor):
 
 
 def test_a_picture_shared_by_documents_is_in_the_batch_once(processor):
-    examples = processor.encode_answers([Message.of("user", some_image(0), "?")], ["one", "two", "three"])
+    prompt = processor.encode_prompt([Message.of("user", some_image(0), "?")])
+    examples = [processor.encode_answer(prompt, answer) for answer in ("one", "two", "three")]
     other = processor.encode([Message.of("user", some_image(1), some_audio(2))])
     batch = collate([*examples, other])
     assert [len(batch.media[modality].inputs) for modality in ("image", "audio")] == [2, 1]
     images = batch.media["image"]
-    count = images.inputs[0].slots
+    count = images.inputs[0].features
     assert images.rows.tolist() == [*range(count)] * 3 + [*range(count, 2 * count)]
-    assert (batch.ids[images.slots] == processor.tokenizer.slot).all()
+    assert (batch.ids[images.places] == processor.tokenizer.slot).all()
 
 
 def test_slots_of_all_media_together_are_the_slot_tokens(processor):
@@ -30,8 +34,25 @@ def test_slots_of_all_media_together_are_the_slot_tokens(processor):
         processor.encode([Message.of("user", some_image(i), "and", some_audio(i, 1000 + 700 * i))]) for i in range(3)
     ]
     batch = collate(examples)
-    slots = torch.cat([group.slots for group in batch.media.values()]).sort().values
+    slots = torch.cat([group.places for group in batch.media.values()]).sort().values
     assert torch.equal(slots, (batch.ids == processor.tokenizer.slot).nonzero().squeeze(1))
+
+
+def test_media_without_slots_are_seen_from_the_token_behind_them_on(processor):
+    config = replace(processor.config, gpt=replace(processor.config.gpt, cross="inside"))
+    beside = Processor(config, processor.tokenizer)
+    image = Message.of("user", "a", some_image(0), "b")
+    prompt = beside.encode_prompt([image])
+    shared = [beside.encode_answer(prompt, answer) for answer in ("one", "two")]
+    batch = collate(
+        [beside.encode([Message.of("user", "no media")]), *shared, beside.encode([Message.of("user", "c")])]
+    )
+    media = batch.media["image"]
+    count = media.inputs[0].features
+    starts = [batch.lengths[0], batch.lengths[0] + batch.lengths[1]]
+    assert media.rows.tolist() == [*range(count)] * 2
+    assert media.places.tolist() == [start + 2 for start in starts for _ in range(count)]
+    assert [batch.ids[place] for place in media.places] == processor.tokenizer.encode("b") * 2 * count
 
 
 def test_a_document_without_a_supervised_token_is_refused_by_name(processor):

@@ -1,15 +1,18 @@
 import copy
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import some_audio, some_image, some_video, tiny_config
 
-from mmgpt.batch import collate
+from mmgpt.batch import Batch, collate
 from mmgpt.config import ModelConfig, VideoEncoderConfig
-from mmgpt.content import Message
+from mmgpt.content import Image, Message
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor
 
 CONVERSATIONS = [
     [Message.of("user", some_image(0), "What?"), Message.of("assistant", "A red circle.")],
@@ -19,6 +22,31 @@ CONVERSATIONS = [
      Message.of("assistant", "So.")],
     [Message.of("user", some_audio(4, 5100), "and", some_video(5, sound=False)), Message.of("assistant", "Hear.")],
 ]  # fmt: skip
+
+
+def cross_config(vocab_size: int, cross) -> ModelConfig:
+    config = tiny_config(vocab_size)
+    config.gpt.cross = cross
+    return config
+
+
+@pytest.fixture(params=[None, "inside", "gated"], scope="module")
+def model(request, tokenizer) -> MultimodalGPT:
+    """A model of each way of fusion, with embeddings that matter and open gates."""
+    torch.manual_seed(0)
+    model = MultimodalGPT(cross_config(len(tokenizer), request.param)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(2.0)
+            elif name.endswith("gate"):
+                parameter.fill_(1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def processor(model, tokenizer) -> Processor:
+    return Processor(model.config, tokenizer)
 
 
 def test_packed_documents_have_the_loss_and_gradients_of_the_documents_alone(model, processor):
@@ -67,16 +95,16 @@ def test_the_order_of_pictures_matters(model, processor):
 
 
 def test_a_shared_picture_gives_what_two_equal_pictures_give(model, processor):
-    shared = processor.encode_answers([Message.of("user", some_image(0))], ["one", "two"])
-    apart = [processor.encode_answers([Message.of("user", some_image(0))], [answer])[0] for answer in ("one", "two")]
+    prompts = [processor.encode_prompt([Message.of("user", some_image(0))]) for _ in range(2)]
+    shared = [processor.encode_answer(prompts[0], answer) for answer in ("one", "two")]
+    apart = [processor.encode_answer(prompt, answer) for prompt, answer in zip(prompts, ("one", "two"), strict=True)]
     torch.testing.assert_close(model.loss(collate(shared)).sum, model.loss(collate(apart)).sum)
 
 
-def test_every_parameter_gets_a_gradient(tokenizer, processor):
-    torch.manual_seed(0)
-    model = MultimodalGPT(tiny_config(len(tokenizer)))
+def test_every_parameter_gets_a_gradient(model, processor):
+    model = copy.deepcopy(model).train()
     model.loss(collate([processor.encode(conversation) for conversation in CONVERSATIONS])).mean.backward()
-    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle
 
 
@@ -85,3 +113,67 @@ def test_video_needs_eyes(tokenizer):
     config.gpt.vocab_size = len(tokenizer)
     with pytest.raises(ConfigError, match="image encoder"):
         MultimodalGPT(config)
+
+
+def test_documents_look_at_their_own_media_in_order(tokenizer):
+    model = MultimodalGPT(cross_config(len(tokenizer), "inside")).eval()
+    processor = Processor(model.config, tokenizer)
+    prompt = processor.encode_prompt([Message.of("user", "So", some_image(6), some_image(7), "?")])
+    shared = [processor.encode_answer(prompt, answer) for answer in ("one", "two")]
+    examples = [*map(processor.encode, CONVERSATIONS), *shared]
+    media = model.media(collate(examples))
+    assert media is not None
+    inputs = {id(item): item for example in examples for _, item in example.media}.values()
+    assert len(media.features) == sum(item.features for item in inputs)  # shared ones are there once
+    assert [bool(length) for length in media.lengths] == [bool(example.media) for example in examples]
+    sinces, indices = media.since.split(media.lengths), media.index.split(media.lengths)
+    for example, since, index in zip(examples, sinces, indices, strict=True):
+        assert since.tolist() == [first for first, item in example.media for _ in range(item.features)]
+        for (_, item), rows in zip(
+            example.media, index.split([item.features for _, item in example.media]), strict=True
+        ):
+            alone = model.encode_media(item.modality, [item])
+            torch.testing.assert_close(media.features[rows], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_media_that_no_token_sees_are_not_encoded(tokenizer):
+    model = MultimodalGPT(cross_config(len(tokenizer), "inside")).eval()
+    batch = collate([Processor(model.config, tokenizer).encode([Message.of("user", "a", some_image(0))])] * 2)
+    assert batch.media == {}
+    assert model.media(batch) is None
+    assert model(batch).shape == (2 * batch.lengths[0], len(tokenizer))
+
+
+def coloured(colour: str, seed: int) -> Image:
+    noise = np.random.default_rng(seed).integers(0, 60, (32, 32, 3), dtype=np.uint8)
+    noise[:, :, ["red", "green", "blue"].index(colour)] += 180
+    return Image(noise)
+
+
+@pytest.mark.parametrize("cross", ["inside", "gated"])
+def test_a_frozen_gpt_that_has_read_of_colours_learns_to_see_them_by_cross_attention_alone(tokenizer, cross):
+    def captions(show: Callable[[str, int], Image | str]) -> Batch:
+        pairs = [(colour, show(colour, seed)) for seed in range(6) for colour in ("red", "blue")]
+        turns = [(Message.of("user", it, "?"), Message.of("assistant", f"a {name} one")) for name, it in pairs]
+        return collate([*map(Processor(model.config, tokenizer).encode, turns)])
+
+    def train(batch: Batch) -> None:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model.loss(batch).mean.backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = MultimodalGPT(cross_config(len(tokenizer), None))
+    train(captions(lambda colour, _: colour))
+    read = model.gpt.state_dict()
+    model = MultimodalGPT(cross_config(len(tokenizer), cross))
+    assert not model.gpt.load_state_dict(read, strict=False).unexpected_keys
+    for name, parameter in model.gpt.named_parameters():
+        parameter.requires_grad_(name not in read)
+    train(captions(coloured))
+    assert all(torch.equal(model.gpt.state_dict()[name], tensor) for name, tensor in read.items())
+    unseen = captions(lambda colour, seed: coloured(colour, seed + 100))
+    guesses = model.eval()(unseen)[unseen.targets - 1].argmax(-1)
+    assert torch.equal(guesses, unseen.ids[unseen.targets])

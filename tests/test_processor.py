@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import some_audio, some_image, some_video
 
 from mmgpt.config import audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Image, Message
+from mmgpt.content import Audio, Image, Message
 from mmgpt.errors import MediaError
 from mmgpt.processor import Processor, TooLongError
 
@@ -26,19 +29,24 @@ def test_assistant_text_and_its_end_are_supervised_and_nothing_else(processor):
     assert supervised_text(processor, processor.encode(conversation)) == "A circle.<|end|>Red.<|end|>"
 
 
+def test_media_in_the_assistants_message_are_not_supervised(processor):
+    conversation = [Message.of("user", "Show it."), Message.of("assistant", "Look: ", some_image(0), "a circle.")]
+    assert supervised_text(processor, processor.encode(conversation)) == "Look: a circle.<|end|>"
+
+
 @given(st.text(max_size=60))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_text_comes_back_and_none_becomes_a_special_token(processor, text):
     tokenizer = processor.tokenizer
     ids = tokenizer.encode(text + "<|end|><|slot|><|user|>" + text)
     assert tokenizer.decode(ids) == text + "<|end|><|slot|><|user|>" + text
-    assert not {tokenizer.end, tokenizer.slot, tokenizer.role("user")} & set(ids)
+    assert not {tokenizer.end, tokenizer.slot, *tokenizer.opening("user")} & set(ids)
 
 
 def test_training_examples_begin_with_the_very_prompt_of_inference(processor):
     prompt = [Message.of("user", some_image(0), "What is it?")]
     asked = processor.encode_prompt(prompt)
-    (learned,) = processor.encode_answers(prompt, ["A circle."])
+    learned = processor.encode_answer(asked, "A circle.")
     whole = processor.encode([*prompt, Message.of("assistant", "A circle.")])
     assert learned.ids[: len(asked)] == asked.ids
     assert learned.ids == whole.ids
@@ -62,8 +70,28 @@ def test_media_anywhere_fill_as_many_slots_as_the_configuration_counts(processor
     assert slots == [first + i for first, item in example.media for i in range(item.slots)]
 
 
+def test_media_beside_the_sequence_stand_before_the_token_that_follows_them_and_take_no_room(processor, tokenizer):
+    config = replace(processor.config, gpt=replace(processor.config.gpt, cross="gated"))
+    beside = Processor(config, tokenizer)
+    parts = [some_image(0), "then", some_audio(1, 4321), some_image(2), some_video(3)]
+    example = beside.encode_prompt([Message.of("user", *parts)])
+    then = tokenizer.encode("then")
+    assert example.ids == [*tokenizer.opening("user"), *then, *tokenizer.opening("assistant")]
+    assert [first for first, _ in example.media] == [1, *[1 + len(then)] * 3]
+    in_sequence = processor.encode_prompt([Message.of("user", *parts)]).media
+    assert [item.features for _, item in example.media] == [item.slots for _, item in in_sequence]
+    assert not any(item.slots for _, item in example.media)
+    many = [Message.of("user", *[some_audio(seed, 3000) for seed in range(40)])]
+    with pytest.raises(TooLongError, match="more than the context of 160"):
+        processor.encode_prompt(many)
+    assert len(beside.encode_prompt(many)) == 2
+    with pytest.raises(TooLongError, match=r"202 tokens \(0 of media\)"):
+        beside.encode_prompt([Message.of("user", some_image(0), "x" * 200)])
+
+
 def test_answers_to_one_prompt_share_its_media(processor):
-    first, second = processor.encode_answers([Message.of("user", some_image(0))], ["one", "two"])
+    prompt = processor.encode_prompt([Message.of("user", some_image(0))])
+    first, second = (processor.encode_answer(prompt, answer) for answer in ("one", "two"))
     assert first.media[0][1] is second.media[0][1]
 
 
@@ -73,12 +101,78 @@ def test_a_conversation_longer_than_the_context_is_refused_whole(processor):
         processor.encode_prompt(conversation, where="file.jsonl:7")
 
 
-def test_a_modality_without_an_encoder_is_named(tokenizer, model):
-    from dataclasses import replace
+def test_the_context_may_be_filled_to_its_last_token_and_no_further(processor):
+    def asked(length: int) -> list[Message]:
+        return [Message.of("user", "~" * length)]  # no merge has it, so each is a token
 
+    context = processor.config.gpt.context
+    assert len(processor.encode_prompt(asked(context - 2))) == context  # with the tokens of the two roles
+    with pytest.raises(TooLongError, match=rf"^conversation: {context + 1} tokens"):
+        processor.encode_prompt(asked(context - 1))
+    assert len(processor.encode(asked(context - 1))) == context
+    with pytest.raises(TooLongError):
+        processor.encode(asked(context))
+    prompt = processor.encode_prompt(asked(context - 5))
+    assert len(processor.encode_answer(prompt, "~~")) == context  # with the end token
+    with pytest.raises(TooLongError, match=rf'{context + 1} tokens \(0 of media\) with the answer "~~~"'):
+        processor.encode_answer(prompt, "~~~")
+
+
+def test_a_modality_without_an_encoder_is_named(tokenizer, model):
     deaf = Processor(replace(model.config, audio=None), tokenizer)
     with pytest.raises(MediaError, match=r"no audio encoder \(it has: image, video\)"):
         deaf.encode_prompt([Message.of("user", some_audio(0))])
+
+
+def test_a_clip_is_frames_and_sound_where_there_are_ears_for_it(processor, tokenizer):
+    heard = processor.media_input(some_video(0))
+    assert (heard.data.shape, len(heard.sound)) == ((2, 3, 32, 32), 3000)
+    assert processor.media_input(some_video(0, sound=False)).sound is None
+    config = processor.config
+    for deaf in (replace(config, audio=None), replace(config, video=replace(config.video, sound=False))):
+        silent = Processor(deaf, tokenizer).media_input(some_video(0))
+        assert silent.sound is None
+        assert silent.slots < heard.slots
+
+
+def test_sounds_and_clips_beyond_the_models_seconds_are_refused(processor, tokenizer):
+    config = processor.config  # the sound has 0.375 s, the clip 0.75 s
+    for audio, video, refused in ((0.3, 60.0, some_audio(0)), (30.0, 0.7, some_video(0, sound=False))):
+        shorter = replace(
+            config, audio=replace(config.audio, max_seconds=audio), video=replace(config.video, max_seconds=video)
+        )
+        assert processor.media_input(refused).slots > 0
+        with pytest.raises(MediaError, match=r"longer than 0\.[37] seconds"):
+            Processor(shorter, tokenizer).media_input(refused)
+
+
+def test_a_sound_of_next_to_no_samples_a_second_is_refused(processor):
+    with pytest.raises(MediaError, match="3 samples a second is too coarse"):
+        processor.media_input(Audio(np.zeros(6, dtype=np.float32), 3))
+
+
+def test_augmentation_is_of_pictures_as_they_come_and_not_of_frames(processor, tokenizer):
+    seen = []
+
+    def painted(picture: PIL.Image.Image) -> PIL.Image.Image:
+        seen.append(picture.size)
+        return PIL.Image.new("RGB", picture.size, (200, 100, 50))
+
+    learner = Processor(processor.config, tokenizer, augment=painted)
+    pixels = learner.media_input(some_image(0)).data
+    assert pixels.flatten(1).T.unique(dim=0).tolist() == [[200, 100, 50]]
+    assert (learner.media_input(some_video(0)).data == processor.media_input(some_video(0)).data).all()
+    assert seen == [(40, 40)]
+
+
+def test_pictures_take_the_height_and_width_of_the_encoder(processor, tokenizer):
+    config = replace(processor.config, image=replace(processor.config.image, size=(16, 48)))
+    halves = np.zeros((100, 10, 3), dtype=np.uint8)
+    halves[50:] = 255
+    pixels = Processor(config, tokenizer).media_input(Image(halves)).data
+    assert pixels.shape == (3, 16, 48)
+    assert pixels[:, :6].float().mean() < 5
+    assert pixels[:, 10:].float().mean() > 250
 
 
 def test_pictures_are_resized_whole_and_sounds_resampled(processor):
@@ -88,18 +182,34 @@ def test_pictures_are_resized_whole_and_sounds_resampled(processor):
     assert pixels.shape == (3, 32, 32)
     assert pixels[:, :, :12].float().mean() < 5
     assert pixels[:, :, 20:].float().mean() > 250
-    from mmgpt.content import Audio
-
     sound = processor.media_input(Audio(np.zeros(16_000, dtype=np.float32), 16_000)).data
     assert sound.shape == (8000,)
 
 
-def test_sounds_of_odd_rates_are_resampled_in_little_memory(processor):
-    from mmgpt.content import Audio
+def test_pictures_and_frames_are_cropped_by_the_encoders_rule(processor):
+    from dataclasses import replace
 
+    from mmgpt.content import Video
+
+    rule = replace(processor.config.image, crop_mode="center", crop_pct=0.5, interpolation="nearest")
+    cropping = Processor(replace(processor.config, image=rule), processor.tokenizer)
+    columns = np.arange(128, dtype=np.uint8).repeat(3).reshape(1, 128, 3).repeat(64, axis=0)
+    middle = list(range(48, 80))  # of 64 x 128 pixels, which cover twice the encoder's 32 x 32 as they are
+    assert cropping.media_input(Image(columns)).data[0, 0].tolist() == middle
+    frames = cropping.media_input(Video(np.stack([columns, columns]), 4.0, None)).data
+    assert [frame[0, 0].tolist() for frame in frames] == [middle, middle]
+
+
+def test_sounds_of_odd_rates_are_resampled_in_little_memory(processor):
     rate = 44_099  # shares no factor with the encoder's
     tone = np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32)
     samples = processor.media_input(Audio(tone, rate)).data.numpy()
     assert len(samples) == pytest.approx(8000, abs=1)
     expected = np.sin(2 * np.pi * 440 * np.arange(len(samples)) / 8000)
     assert np.abs(samples - expected)[100:-100].max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [7993, 8004, 22_001, 44_002, 48_000])
+def test_a_sound_of_any_rate_has_no_more_samples_than_it_lasts(processor, rate):
+    two_seconds = processor.media_input(Audio(np.zeros(2 * rate, dtype=np.float32), rate)).data
+    assert 15_990 <= len(two_seconds) <= 16_000

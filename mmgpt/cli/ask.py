@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
 
     import mmgpt
 
-    assistant = mmgpt.load(args.model)
+    assistant = mmgpt.load(args.model, int8=args.int8)
     answer = assistant.ask(
         args.question, image=args.image, audio=args.audio, video=args.video, **options.decoding(args)
     )

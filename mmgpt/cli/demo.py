@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     held_out = [s for task in tasks_of() for s in World("test", args.held_out, args.seed, task=task)]
     finish(config, run, held_out, GOALS, title="mmgpt demo")
     files = write_examples(Path(args.out) / "examples", args.seed)
-    model = [] if args.out == options.DEFAULT_MODEL else ["--model", args.out]
+    model = ["--model", args.out]
     picture, speech, clip = (files[task] for task in ("caption", "transcribe", "describe"))
     print(f"\nreport: {Path(args.out) / 'report.html'} (open it in a browser)\nnext, on samples it has never seen:")
     for command, truth in (

@@ -22,7 +22,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
 
     kind = {"image": Image, "audio": Audio}[modality]
     decoding = Decoding(**options.decoding(arguments))
-    assistant = mmgpt.load(arguments.model)
+    assistant = mmgpt.load(arguments.model, int8=arguments.int8)
     broken = False
     for start in range(0, len(files), GROUP):
         names, prompts = [], []

@@ -21,7 +21,7 @@ USAGE = "usage: mmgpt COMMAND [options]   (mmgpt COMMAND --help tells them; --de
 
 
 def main() -> None:
-    """Entry point. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly."""
+    """Entry point. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly, 130 if interrupted."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from mmgpt.errors import ConfigError
 
 DEFAULT_MODEL = "runs/demo"
+PUBLIC_CAPTIONER = "nlpconnect/vit-gpt2-image-captioning"
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +31,11 @@ def with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
     return f"{message}; did you mean {near[0]}?" if near else message
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="DIR", help="a trained model (default: %(default)s)")
+def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
+    parser.add_argument(
+        "--model", default=default, metavar="DIR", help="a trained model, or one of the Hub (default: %(default)s)"
+    )
+    parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 

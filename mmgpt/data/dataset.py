@@ -14,14 +14,14 @@ from mmgpt.processor import Processor, TooLongError
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample that could not be used, and why, in one line."""
+    """A sample, or one of its answers, that could not be used, and why, in one line."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """What a step gets: the batch (None if no sample of it was usable) and the samples that were lost."""
+    """What a step gets: the batch (None if nothing of it was usable) and what was lost of its samples."""
 
     batch: Batch | None
     broken: list[Broken]
@@ -30,10 +30,11 @@ class LoadedBatch:
         return LoadedBatch(None if self.batch is None else self.batch.to(device), self.broken)
 
 
-class ExampleDataset(Dataset[list[Example] | Broken]):
+class ExampleDataset(Dataset[list[Example | Broken]]):
     """Each sample as its examples: one per right answer, sharing the media, which are decoded once.
 
-    Media that cannot be decoded and conversations longer than the context cost their own sample, never the run.
+    Media that cannot be decoded and prompts longer than the context cost their own sample, answers that are too long
+    themselves alone; none of them the run.
     """
 
     def __init__(self, samples: Sequence[Sample], processor: Processor):
@@ -43,22 +44,29 @@ class ExampleDataset(Dataset[list[Example] | Broken]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> list[Example] | Broken:
+    def __getitem__(self, index: int) -> list[Example | Broken]:
         sample = self.samples[index]
         try:
-            examples = self.processor.encode_answers(sample.prompt, sample.answers, where=sample.where)
+            prompt = self.processor.encode_prompt(sample.prompt, where=sample.where)
         except MediaError as error:
-            return Broken(f"{sample.where}: {error}")
+            return [Broken(f"{sample.where}: {error}")]
+        except TooLongError as error:
+            return [Broken(str(error))]
+        return [self._with_answer(prompt, answer) for answer in sample.answers]
+
+    def _with_answer(self, prompt: Example, answer: str) -> Example | Broken:
+        try:
+            return self.processor.encode_answer(prompt, answer)
         except TooLongError as error:
             return Broken(str(error))
-        check_supervised(examples)
-        return examples
 
 
-def load_batch(items: Sequence[list[Example] | Broken]) -> LoadedBatch:
+def load_batch(items: Sequence[list[Example | Broken]]) -> LoadedBatch:
     """The collate function of the loaders."""
-    broken = [item for item in items if isinstance(item, Broken)]
-    examples = [example for item in items if not isinstance(item, Broken) for example in item]
+    parts = [part for item in items for part in item]
+    examples = [part for part in parts if isinstance(part, Example)]
+    broken = [part for part in parts if isinstance(part, Broken)]
+    check_supervised(examples)
     return LoadedBatch(collate(examples) if examples else None, broken)
 
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from mmgpt.content import Message, Text
+from mmgpt.errors import DataError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, and every right answer to it.
+    """A prompt, and every right answer to it; DataError without any.
 
     Args:
         prompt: The messages up to and including the user's last one, with their media.
@@ -23,6 +24,10 @@ class Sample:
     task: str
     where: str
     group: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            raise DataError(f"{self.where}: no answer, so there is nothing to learn; add one or remove the sample")
 
     def texts(self) -> list[str]:
         """All text of the sample, prompts and answers; what a tokenizer is trained on."""

@@ -1,8 +1,9 @@
-"""The audio encoder: a log-mel spectrogram, then a causal CNN, or a convolutional backbone of timm."""
+"""The audio encoder: a log-mel spectrogram, then a causal CNN, a convolutional backbone of timm, or Whisper."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from mmgpt.config import AudioEncoderConfig, TokenGrid, audio_grid
 from mmgpt.encoders.backbone import Backbone
 from mmgpt.encoders.base import Encoder, Tokens, ragged, unpad
 from mmgpt.encoders.spectrogram import Spectrogram, mask_at_random
+from mmgpt.encoders.whisper import WhisperNet, WhisperSpectrogram
 from mmgpt.errors import ConfigError, MediaError
+from mmgpt.pretrained import fetch
 
 KERNEL = 7  # of the residual blocks, in tokens
 
@@ -20,24 +23,39 @@ KERNEL = 7  # of the residual blocks, in tokens
 class AudioEncoder(Encoder):
     """Sounds of any length to tokens, one for each hop x reduction samples begun.
 
+    Whisper was trained on sounds padded with silence to its window of 30 seconds. Each is padded to that here too, and
+    the tokens of its own duration are kept; a longer sound is refused.
+
     `augment`, if set, masks the spectrograms at random in training mode (SpecAugment).
 
     Args:
-        config: The configuration, or "conv" or the name of a timm model.
+        config: The configuration, or "conv", "whisper" or the name of a timm model.
         fields: Fields of the configuration to set.
 
     Raises:
         ConfigError: a backbone that is not convolutional, or settings that do not fit together.
+        CheckpointError: weights of Whisper that cannot be used.
     """
 
     def __init__(self, config: AudioEncoderConfig | str = "conv", **fields: Any):
         super().__init__()
         config = AudioEncoderConfig(config, **fields) if isinstance(config, str) else replace(config, **fields)
         self.augment = False
-        self.log_mel = Spectrogram(config)
-        self.net = CausalNet(config) if config.name == "conv" else BackboneNet(config)
-        self.config: AudioEncoderConfig = replace(config, reduction=self.net.reduction, width=self.net.width)
+        nets = {"conv": CausalNet, "whisper": WhisperNet}
+        self.net: CausalNet | WhisperNet | BackboneNet = nets.get(config.name, BackboneNet)(config)
+        self.config: AudioEncoderConfig = self.net.config
+        self.log_mel = (WhisperSpectrogram if config.name == "whisper" else Spectrogram)(self.config)
         self.freeze() if config.frozen else self.train()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Self:
+        """Whisper's encoder from a checkpoint of transformers; in evaluation mode. Raises CheckpointError.
+
+        Args:
+            source: A directory with config.json and model.safetensors (whole or sharded) of Whisper or of its encoder
+                alone, or a Hub id such as "openai/whisper-tiny". Other formats of weights are not read.
+        """
+        return cls("whisper", weights=str(fetch(source))).eval()
 
     def grid(self, samples: int) -> TokenGrid:
         """The tokens of a sound of so many samples."""
@@ -54,7 +72,10 @@ class AudioEncoder(Encoder):
     def forward_features(
         self, waveforms: Sequence[Tensor] | Tensor, layers: Sequence[int], lengths: Tensor | None = None
     ) -> list[Tokens]:
-        """What forward returns, after each of these residual blocks (or stages of a timm backbone); -1 is the last."""
+        """What forward returns, after each of these blocks (or stages of a timm backbone); -1 is the last.
+
+        Of Whisper, as in transformers' hidden_states, the last alone has gone through the final norm.
+        """
         sounds = unpad(waveforms, lengths)
         counts = torch.tensor([self.grid(len(sound)).count for sound in sounds])
         if not counts.all():
@@ -67,9 +88,12 @@ class AudioEncoder(Encoder):
         return self.net(spectrogram, counts.to(spectrogram.device), layers)
 
     def spectrogram(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Log-mel spectrograms (batch, 1, mels, frames), about 0 to 2, silence is 0; reduction frames to a token."""
-        step = self.config.hop * self.config.reduction
-        longest = max(self.grid(len(waveform)).count for waveform in waveforms) * step
+        """Log-mel spectrograms (batch, 1, mels, frames), about 0 to 2, silence is 0; reduction frames to a token.
+
+        Whisper's are of its whole window, about -1 to 2, and silence is the least of each.
+        """
+        tokens = self.config.positions or max(self.grid(len(waveform)).count for waveform in waveforms)
+        longest = tokens * self.config.hop * self.config.reduction
         return self.log_mel(torch.stack([F.pad(waveform, (0, longest - len(waveform))) for waveform in waveforms]))
 
 
@@ -82,7 +106,7 @@ class CausalNet(nn.Module):
 
     def __init__(self, config: AudioEncoderConfig):
         super().__init__()
-        self.reduction, self.width = config.reduction, config.channels
+        self.config = replace(config, width=config.channels)
         if config.reduction not in (2, 4, 8):
             raise ConfigError(f"audio.reduction: {config.reduction}: conv has 2, 4 or 8 frames to a token")
         halvings = config.reduction.bit_length() - 1
@@ -135,13 +159,12 @@ class BackboneNet(nn.Module):
         self.backbone = Backbone(
             config.name, 1, (config.mels, frames), config.pretrained, config.weights, args=config.args
         )
-        self.rows, columns = self.backbone.rows, self.backbone.columns
-        self.reduction, self.width = frames // columns, self.rows * self.backbone.width
+        rows, columns = self.backbone.rows, self.backbone.columns
+        reduction = frames // columns
+        self.config = replace(config, reduction=reduction, width=rows * self.backbone.width)
         for tokens in (1, 3, columns + 5):
-            if self.backbone.shape_at((config.mels, tokens * self.reduction)) != (self.rows, tokens):
-                raise ConfigError(
-                    f"audio: {config.name}: not one token to {self.reduction} frames; choose another model"
-                )
+            if self.backbone.shape_at((config.mels, tokens * reduction)) != (rows, tokens):
+                raise ConfigError(f"audio: {config.name}: not one token to {reduction} frames; choose another model")
 
     def forward(self, spectrogram: Tensor, counts: Tensor, layers: Sequence[int]) -> list[Tokens]:
         found: list[list[Tensor]] = [[] for _ in layers]
@@ -149,7 +172,7 @@ class BackboneNet(nn.Module):
         for count in counts.unique():
             (rows,) = torch.where(counts == count)
             order.append(rows)
-            batch = spectrogram[rows, :, :, : int(count) * self.reduction]
+            batch = spectrogram[rows, :, :, : int(count) * self.config.reduction]
             for level, (_, maps) in zip(found, self.backbone.forward_features(batch, layers), strict=True):
                 level += maps.flatten(1, 2).mT  # time, channels x frequency
         places = torch.cat(order).argsort().tolist()

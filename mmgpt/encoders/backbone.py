@@ -3,6 +3,7 @@
 import copy
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import safe_open
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from mmgpt.errors import ConfigError
@@ -21,8 +23,8 @@ Level = tuple[Tensor, Tensor]
 class Backbone(nn.Module):
     """A timm model without its classifier, ending at block (ViTs) or stage `layer`.
 
-    `size`, `mean` and `std` are what it is built for; `prefix`, `rows`, `columns` and `width` the shape of its features
-    at that size; `levels` the number of its blocks or stages.
+    `size`, `mean`, `std` and `resizing` are what it is built for; `prefix`, `rows`, `columns` and `width` the shape of
+    its features at that size; `levels` the number of its blocks or stages.
 
     Args:
         name: As in timm.list_models().
@@ -31,7 +33,8 @@ class Backbone(nn.Module):
         pretrained: Fetch the pretrained weights.
         weights: A .safetensors file in timm's format, read instead.
         layer: Which block or stage is the last; those after it are dropped.
-        args: More arguments of timm.create_model.
+        args: More arguments of timm.create_model; norm_layer may be {"eps": ...}.
+        state: All its tensors, in timm's names and shapes, taken instead.
 
     Raises:
         ConfigError: unknown name; arguments, size or weights that do not fit.
@@ -46,6 +49,7 @@ class Backbone(nn.Module):
         weights: str | None = None,
         layer: int = -1,
         args: dict[str, Any] | None = None,
+        state: dict[str, Tensor] | None = None,
     ):
         super().__init__()
         self.name, self.channels = name, channels
@@ -53,12 +57,13 @@ class Backbone(nn.Module):
         if weights is not None:
             _check_file(name, weights)
             arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights, "custom_load": False}}
-        self.model: Any = _create(name, arguments, size)
+        self.model: Any = create(name, arguments, size) if state is None else _create_of(state, name, arguments, size)
         if not hasattr(self.model, "forward_intermediates"):
             raise ConfigError(f"{name}: timm gives no access to the feature maps of this model; choose another")
         own = self.model.pretrained_cfg
         height, width = size or own["input_size"][1:]
         self.size, self.mean, self.std = (height, width), tuple(own["mean"]), tuple(own["std"])
+        self.resizing: dict[str, Any] = {key: own[key] for key in ("crop_mode", "crop_pct", "interpolation")}
         shadow, features, maps = self._shadow(self.size)
         self.levels = len(maps)
         if (index := self._index(layer)) < self.levels - 1:
@@ -114,6 +119,7 @@ class Backbone(nn.Module):
             features = features.permute(0, 3, 1, 2)
         return features.new_empty(len(features), 0, features.shape[1]), features
 
+    @torch.enable_grad()
     def _shadow(self, size: tuple[int, int]) -> tuple[nn.Module, Tensor, list[Tensor]]:
         """A copy on the meta device, which has shapes but no numbers; its last features and all feature maps."""
         shadow = copy.deepcopy(self.model).to("meta")
@@ -145,7 +151,10 @@ def _level(found: Tensor | tuple[Tensor, Tensor]) -> Level:
     return found.new_empty(len(found), 0, found.shape[1]), found
 
 
-def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
+def create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
+    """A timm model for inputs of this height and width; None means its own. Raises ConfigError."""
+    if isinstance(norm := arguments.get("norm_layer"), dict):  # timm wants a partial, which no file could hold
+        arguments = {**arguments, "norm_layer": partial(LayerNorm, **norm)}
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name.split(".")[0], timm.list_models(), 3, cutoff=0)
         raise ConfigError(f"{name}: timm has no model of this name; the nearest are {', '.join(nearest)}")
@@ -162,6 +171,15 @@ def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) 
         raise ConfigError(f"{name}: {error}") from error
 
 
+def _create_of(
+    state: dict[str, Tensor], name: str, arguments: dict[str, Any], size: tuple[int, int] | None
+) -> nn.Module:
+    with torch.device("meta"):  # no time and memory for numbers that are replaced
+        model = create(name, arguments, size)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
 def _check_file(name: str, weights: str) -> None:
     if not weights.endswith(".safetensors"):
         raise ConfigError(f"{weights}: weights of {name} are read from .safetensors files alone")
@@ -169,6 +187,7 @@ def _check_file(name: str, weights: str) -> None:
         raise ConfigError(f"{weights}: no such file (weights of {name})")
 
 
+@torch.enable_grad()  # even where the user wants none
 def _unused(model: nn.Module, features: Tensor) -> set[str]:
     """Names of the parameters that took no part in features: the classifier's norm, pool, ..."""
     named = dict(model.named_parameters())

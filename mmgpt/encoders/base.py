@@ -53,3 +53,11 @@ def unpad(inputs: Sequence[Tensor] | Tensor, lengths: Tensor | None) -> list[Ten
     if lengths is None:
         return list(inputs)
     return [row[:length] for row, length in zip(inputs, lengths.tolist(), strict=True)]
+
+
+def sinusoids(count: int, width: int) -> Tensor:
+    """Sines and cosines of the positions 0..count-1 (count, width), as in Vaswani et al. 2017."""
+    half = -(-width // 2)
+    frequencies = 10_000.0 ** (-torch.arange(half) / half)
+    phase = torch.arange(count)[:, None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)[:, :width]

@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, get_args
 
+import PIL.Image
 import torch
 from torch import Tensor
 
-from mmgpt.config import ImageEncoderConfig, TokenGrid, image_grid
+from mmgpt.config import CropMode, ImageEncoderConfig, Interpolation, TokenGrid, image_grid
 from mmgpt.encoders.backbone import Backbone, Level
 from mmgpt.encoders.base import Encoder, Tokens, even
+from mmgpt.encoders.preprocessing import to_pixels
+from mmgpt.encoders.weights import is_tower, read_tower
 from mmgpt.errors import ConfigError
+
+# Of a backbone that has not learned to look otherwise: the whole picture.
+WHOLE = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bicubic"}
 
 
 class ImageEncoder(Encoder):
@@ -22,6 +29,7 @@ class ImageEncoder(Encoder):
 
     Raises:
         ConfigError: unknown name; arguments, size or weights that do not fit.
+        CheckpointError: weights of transformers that cannot be used.
     """
 
     mean: Tensor
@@ -30,9 +38,13 @@ class ImageEncoder(Encoder):
     def __init__(self, config: ImageEncoderConfig | str = "vit_small_patch16_224", **fields: Any):
         super().__init__()
         config = ImageEncoderConfig(config, **fields) if isinstance(config, str) else replace(config, **fields)
+        state = None
+        if config.weights is not None and is_tower(config.weights):
+            config, state = read_tower(config.weights, config)
         self.backbone = backbone = Backbone(
-            config.name, 3, config.size, config.pretrained, config.weights, config.layer, config.args
+            config.name, 3, config.size, config.pretrained, config.weights, config.layer, config.args, state
         )
+        resizing = backbone.resizing if config.pretrained or config.weights is not None else WHOLE
         self.config: ImageEncoderConfig = replace(
             config,
             size=backbone.size,
@@ -41,15 +53,34 @@ class ImageEncoder(Encoder):
             grid=(backbone.rows, backbone.columns),
             prefix_tokens=backbone.prefix if config.prefix else 0,
             width=backbone.width,
+            **{name: own for name, own in resizing.items() if getattr(config, name) is None},
         )
+        _check_resizing(self.config)
         # The configuration knows them, so they are not saved.
         self.register_buffer("mean", _per_channel(self.config.mean), persistent=False)
         self.register_buffer("std", _per_channel(self.config.std), persistent=False)
         self.freeze() if config.frozen else self.train()
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **fields: Any) -> Self:
+        """The tower of a checkpoint of transformers, with its own preprocessing, in evaluation mode.
+
+        Its tokens are transformers' last_hidden_state; with prefix=True, class and register tokens too.
+
+        Args:
+            source: A directory with config.json and model.safetensors (whole or sharded), or a Hub id, of a SigLIP,
+                CLIP, DINOv2 or ViT; or of a model with such a tower (both towers of CLIP, VisionEncoderDecoder).
+            fields: Fields of the configuration to set.
+        """
+        return cls(ImageEncoderConfig(weights=str(source)), **fields).eval()
+
     def grid(self) -> TokenGrid:
         """The tokens of any picture."""
         return image_grid(self.config)
+
+    def pixels(self, picture: PIL.Image.Image) -> Tensor:
+        """An RGB picture as (3, height, width) uint8 of config.size, resized and cropped as the backbone knows it."""
+        return to_pixels(picture, self.config)
 
     def forward(self, pixels: Tensor) -> Tokens:
         """Tokens (batch, tokens, width), row by row behind any prefix tokens, and their numbers (batch,).
@@ -85,6 +116,14 @@ class ImageEncoder(Encoder):
             )
         scale = 255 if pixels.dtype == torch.uint8 else 1
         return (pixels.to(self.mean.dtype) / scale - self.mean) / self.std
+
+
+def _check_resizing(config: ImageEncoderConfig) -> None:
+    for name, known in (("crop_mode", CropMode), ("interpolation", Interpolation)):
+        if (value := getattr(config, name)) not in get_args(known):
+            raise ConfigError(f"image.{name}: {value!r} is none of {', '.join(get_args(known))}")
+    if not (isinstance(config.crop_pct, int | float) and config.crop_pct > 0):
+        raise ConfigError(f"image.crop_pct: must be above 0, not {config.crop_pct!r}")
 
 
 def _per_channel(values: tuple[float, float, float] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms whose frames look only backwards in time, and in which silence is zero."""
+"""Log-mel spectrograms whose frames look only backwards in time, and in which silence is zero; masks on any."""
 
 import torch
 import torchaudio.functional as AF
@@ -55,7 +55,7 @@ class Spectrogram(nn.Module):
 
 
 def mask_at_random(spectrogram: Tensor, frames: Tensor) -> Tensor:
-    """Spectrograms (batch, 1, mels, frames) with random bands and stretches of each set to silence (SpecAugment)."""
+    """Spectrograms (batch, 1, mels, frames) with random bands and stretches of each set to zero (SpecAugment)."""
     rows = []
     for row, length in zip(spectrogram, frames.tolist(), strict=True):
         sound, rest = row[..., :length], row[..., length:]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmgpt.config import TokenGrid, VideoEncoderConfig, video_grid
 from mmgpt.encoders.audio import AudioEncoder
-from mmgpt.encoders.base import Encoder, Tokens, even, ragged
+from mmgpt.encoders.base import Encoder, Tokens, even, ragged, sinusoids
 from mmgpt.encoders.image import ImageEncoder
 from mmgpt.errors import ConfigError
 
@@ -72,11 +72,3 @@ class VideoEncoder(Encoder):
             for i, track, length in zip(heard, self.sound(tokens), lengths, strict=True):
                 tracks[i] = track[:length]
         return tracks
-
-
-def sinusoids(count: int, width: int) -> Tensor:
-    """Sines and cosines of the positions 0..count-1 (count, width), as in Vaswani et al. 2017."""
-    half = -(-width // 2)
-    frequencies = 10_000.0 ** (-torch.arange(half) / half)
-    phase = torch.arange(count)[:, None] * frequencies
-    return torch.cat([phase.sin(), phase.cos()], dim=1)[:, :width]

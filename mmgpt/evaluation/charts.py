@@ -31,20 +31,23 @@ def loss_curve(curve: Sequence[Mapping[str, float]]) -> str:
     grid += "".join(
         f'<text x="{100 * step / right:.2f}%" y="100%" dy="22" text-anchor="middle">{_thousands(step)}</text>'
         for step in steps
-        if step <= right
+        if step <= right and step % 1 == 0  # steps are whole
     )
-    lines, legend = "", ""
+    lines, dots, legend = "", "", ""
     for name, kind, line in (("training", "train", training), ("validation", "val", validation)):
         if not line:
             continue
         lines += f'<polyline class="{kind}" points="{" ".join(map(place, line))}"/>'
+        step, loss = line[-1]  # its end is marked, or a line of one point would not be seen
+        dots += f'<circle class="{kind}" cx="{100 * step / right:.2f}%" cy="{100 * (1 - loss / top):.2f}%" r="4"/>'
         best = f", lowest {min(loss for _, loss in line):.3g}" if kind == "val" else ""
         legend += f'<li class="{kind}">{name}, last {line[-1][1]:.3g}{best}</li>'
     label = f"Loss over {_thousands(last)} steps"
     return (
         f'<figure class="curve"><ul class="legend">{legend}</ul><div class="plot">'
         f'<svg role="img" aria-label="{escape(label)}"><g class="grid">{grid}</g>'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{lines}</svg></svg></div>'
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{lines}</svg>'
+        f"{dots}</svg></div>"
         f"<figcaption>Loss (vertical) by training step</figcaption></figure>"
     )
 

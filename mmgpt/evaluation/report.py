@@ -4,7 +4,7 @@ Nothing is fetched and nothing runs: media are data URIs, charts inline SVG, the
 security policy forbids the rest. All text is escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -143,13 +143,18 @@ def write_report(
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
-def _table(scores: Iterable[TaskScore]) -> str:
+def _table(scores: Sequence[TaskScore]) -> str:
+    marks = {"control": "same questions, media shuffled", "goal": "goal", "chance": "chance"}
+    interval = any(score.interval is not None for score in scores)
+    key = f'<li class="score">score{", with 95&nbsp;% interval" if interval else ""}</li>' + "".join(
+        f'<li class="{name}">{text}</li>'
+        for name, text in marks.items()
+        if any(getattr(score, name) is not None for score in scores)
+    )
     rows = "".join(map(_row, scores))
     return f"""<table role="table"><thead role="rowgroup"><tr role="row">
 <th role="columnheader" scope="col">Task</th><th role="columnheader" scope="col">Score</th>
-<th role="columnheader" scope="col"><ul class="key"><li class="score">score, with 95&nbsp;% interval</li>
-<li class="control">same questions, media shuffled</li>
-<li class="goal">goal</li><li class="chance">chance</li></ul></th>
+<th role="columnheader" scope="col"><ul class="key">{key}</ul></th>
 <th role="columnheader" scope="col">Shuffled</th><th role="columnheader" scope="col">Samples</th>
 </tr></thead><tbody role="rowgroup">{rows}</tbody></table>"""
 
@@ -247,10 +252,11 @@ def _picture(image: Image.Image, alt: str) -> str:
 
 
 def _frames(clip: "Clip", name: str) -> str:
+    places = list({time: i for i, time in enumerate(clip.times)}.values())  # a short clip repeats its frames
     frames = "".join(
-        f'<li><img src="{picture_uri(Image.fromarray(clip.frames[i]), 240)}" alt="" loading="lazy">'
-        f"<small>{clip.times[i]:.1f} s</small></li>"
-        for i in spread(len(clip.frames), FRAMES)
+        f'<li><img src="{picture_uri(Image.fromarray(clip.frames[places[i]]), 240)}" alt="" loading="lazy">'
+        f"<small>{clip.times[places[i]]:.2f} s</small></li>"
+        for i in spread(len(places), FRAMES)
     )
     return f'<ol class="frames" role="img" aria-label="Frames of {escape(name)}, in order">{frames}</ol>'
 

@@ -77,8 +77,10 @@ def answer_all(assistant: Assistant, samples: Sequence[Sample], decoding: Decodi
             try:
                 prompts.append(assistant.processor.encode_prompt(sample.prompt, where=sample.where))
                 asked.append(sample)
-            except (MediaError, TooLongError) as error:
+            except MediaError as error:
                 broken.append(f"{sample.where}: {error}")
+            except TooLongError as error:  # which names the sample itself
+                broken.append(str(error))
         replies = assistant.reply_examples(prompts, decoding)
         answered += [Answered(sample, reply) for sample, reply in zip(asked, replies, strict=True)]
     return Answers(answered, broken)

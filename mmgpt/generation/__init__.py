@@ -1,6 +1,6 @@
-"""From a prompt to new tokens: one decoding loop for greedy search and sampling, and beam search."""
+"""From prompts to answers: how tokens are chosen, and the engine that decodes many requests at once."""
 
-from mmgpt.generation.beam import beam_search
-from mmgpt.generation.decode import Decoding, decode, generate
+from mmgpt.generation.decoding import Answer, Choice, Decoding
+from mmgpt.generation.engine import Engine, Request
 
-__all__ = ["Decoding", "beam_search", "decode", "generate"]
+__all__ = ["Answer", "Choice", "Decoding", "Engine", "Request"]

@@ -1,68 +1,73 @@
-"""Beam search over the cache: each prompt keeps its best unfinished continuations, and the best finished ones."""
+"""Beam search: a prompt keeps its best unfinished continuations, and the best finished ones."""
 
-import torch
+from torch import Tensor
 
-from mmgpt.batch import Batch
-from mmgpt.gpt import Documents
-from mmgpt.model import MultimodalGPT
+from mmgpt.generation.decoding import Answer, Decoding
+from mmgpt.tokenizer import Tokenizer
 
 
-@torch.inference_mode()
-def beam_search(
-    model: MultimodalGPT, prompts: Batch, end: int, beams: int, max_new_tokens: int, length_penalty: float
-) -> list[list[int]]:
-    """The best continuation of each prompt by log-probability / tokens ** length_penalty, without the end token.
+class Beams:
+    """The state of one prompt's beam search; each unfinished hypothesis has a row of the cache.
 
-    A prompt is done when no unfinished hypothesis can still beat its `beams` best finished ones, or when its room is
-    used up; unfinished hypotheses then count too.
+    Hypotheses are ranked by log-probability / tokens ** length_penalty, the end token counted. The search is done when
+    no unfinished one can still beat the `beams` best finished ones, or when its room is used up; unfinished ones then
+    count too.
     """
-    room = [min(max_new_tokens, model.config.gpt.context - length) for length in prompts.lengths]
-    cache = model.gpt.cache(len(room), max(length + new for length, new in zip(prompts.lengths, room, strict=True)))
-    ends = torch.tensor(prompts.lengths, device=model.device).cumsum(0) - 1
-    logits = model.gpt.head(model.hidden(prompts, cache)[ends]).float()  # rows, vocabulary
 
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in room]
-    # Each row of the cache is one hypothesis: (prompt, log-probability, tokens).
-    hypotheses: list[tuple[int, float, list[int]]] = [(prompt, 0.0, []) for prompt, new in enumerate(room) if new > 0]
-    cache.select([prompt for prompt, _, _ in hypotheses])
-    logits = logits[[prompt for prompt, _, _ in hypotheses]]
-    while hypotheses:
+    def __init__(self, decoding: Decoding, room: int, tokenizer: Tokenizer):
+        self.decoding, self.rows, self.room, self.tokenizer = decoding, decoding.beams, room, tokenizer
+        self.ends = {tokenizer.end, *decoding.stop_tokens}
+        self.alive: list[tuple[float, list[int]]] = [(0.0, [])]  # log-probability and tokens
+        self.finished: list[tuple[float, list[int], bool]] = []  # score, tokens, and whether they came to an end
+        self.done = False
+
+    @property
+    def last_tokens(self) -> list[int]:
+        """The newest token of each hypothesis that is alive."""
+        return [tokens[-1] for _, tokens in self.alive]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The best answers, the best first."""
+        best = sorted(self.finished, key=lambda hypothesis: -hypothesis[0])[: self.decoding.n]
+        return [
+            Answer(tokens, self.tokenizer.decode(tokens), "stop" if ended else "length") for _, tokens, ended in best
+        ]
+
+    def advance(self, logits: Tensor) -> list[int]:
+        """Go on by one token from the logits (alive, vocabulary).
+
+        Returns, for each hypothesis that is then alive, the number of the one that it continues.
+        """
+        beams, penalty = self.rows, self.decoding.length_penalty
         # More candidates than beams, so that `beams` go on even if each hypothesis could end here.
-        best = logits.log_softmax(dim=-1).topk(min(2 * beams, logits.shape[-1]), dim=-1)
-        candidates: dict[int, list[tuple[float, int, int]]] = {}  # prompt -> (log-probability, row, token)
-        for row, (prompt, score, _) in enumerate(hypotheses):
-            own = zip(best.values[row].tolist(), best.indices[row].tolist(), strict=True)
-            candidates.setdefault(prompt, []).extend((score + gain, row, token) for gain, token in own)
-        survivors: list[tuple[int, float, list[int]]] = []
-        rows: list[int] = []
-        for prompt, options in candidates.items():
-            options.sort(key=lambda option: -option[0])
-            kept = 0
-            for score, row, token in options[: 2 * beams]:
-                tokens = hypotheses[row][2]
-                if token == end:
-                    finished[prompt].append((score / (len(tokens) + 1) ** length_penalty, tokens))
-                elif kept < beams:
-                    kept += 1
-                    survivors.append((prompt, score, [*tokens, token]))
-                    rows.append(row)
-        for prompt in candidates:
-            finished[prompt] = sorted(finished[prompt], key=lambda hypothesis: -hypothesis[0])[:beams]
-        going_prompts = {
-            prompt
-            for prompt, score, tokens in survivors
-            if len(tokens) < room[prompt]
-            # The most that is left to gain: no more loss of probability, and the longest answer to divide it by.
-            and (len(finished[prompt]) < beams or score / room[prompt] ** length_penalty > finished[prompt][-1][0])
-        }
-        for prompt, score, tokens in survivors:
-            if len(tokens) >= room[prompt]:
-                finished[prompt].append((score / len(tokens) ** length_penalty, tokens))
-        going = [i for i, (prompt, _, _) in enumerate(survivors) if prompt in going_prompts]
-        hypotheses = [survivors[i] for i in going]
-        if hypotheses:
-            cache.select([rows[i] for i in going])
-            ids = torch.tensor([tokens[-1] for _, _, tokens in hypotheses], device=model.device)
-            x = model.gpt.transform(model.gpt.embed(ids), Documents([1] * len(hypotheses)), cache)
-            logits = model.gpt.head(x).float()
-    return [max(found, key=lambda hypothesis: hypothesis[0])[1] if found else [] for found in finished]
+        best = logits.float().log_softmax(dim=-1).topk(min(beams + len(self.ends), logits.shape[-1]), dim=-1)
+        candidates = [
+            (score + gain, parent, token)
+            for parent, (score, _) in enumerate(self.alive)
+            for gain, token in zip(best.values[parent].tolist(), best.indices[parent].tolist(), strict=True)
+        ]
+        candidates.sort(key=lambda candidate: -candidate[0])
+        survivors: list[tuple[float, int, list[int]]] = []
+        for place, (score, parent, token) in enumerate(candidates):
+            tokens = self.alive[parent][1]
+            if token in self.ends:
+                if place < beams:  # an end less likely than `beams` ways to go on is not taken, as is usual
+                    self.finished.append((score / (len(tokens) + 1) ** penalty, tokens, True))
+            elif len(survivors) < beams:
+                survivors.append((score, parent, [*tokens, token]))
+        self.finished = sorted(self.finished, key=lambda hypothesis: -hypothesis[0])[:beams]
+        self.alive = [(score, tokens) for score, _, tokens in survivors]
+        if not survivors or not self._can_improve(survivors[0]):
+            if survivors and len(survivors[0][2]) >= self.room:
+                self.finished += [(score / len(tokens) ** penalty, tokens, False) for score, tokens in self.alive]
+            self.done = True
+        return [parent for _, parent, _ in survivors]
+
+    def _can_improve(self, best: tuple[float, int, list[int]]) -> bool:
+        """Whether the best unfinished hypothesis may yet be among the best, if it lost no more of its probability."""
+        score, _, tokens = best
+        if len(tokens) >= self.room:
+            return False
+        longest = self.room**self.decoding.length_penalty
+        return len(self.finished) < self.rows or score / longest > self.finished[-1][0]

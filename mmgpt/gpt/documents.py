@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mmgpt.gpt.attention import attention
+
 # A bucket takes in shorter documents while its pads stay below this share of its real tokens.
 MOST_PADDING = 0.25
 
@@ -118,3 +120,22 @@ class Documents:
         flat = [part.flatten(0, 1) for part in parts]
         x = flat[0] if len(flat) == 1 else torch.cat(flat)
         return x if self._indices is None else x.index_select(0, self._indices[1])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None = None) -> Tensor:
+        """Attention inside each document: (tokens, heads, head_width) each, k and v with kv_heads; that of q returned.
+
+        Args:
+            q, k, v: Queries, keys and values of all documents.
+            causal: Tokens look back alone; else they see all of their document.
+            window: Tokens that each token looks back on, itself among them.
+        """
+        parts = []
+        for i, (bucket, *qkv) in enumerate(zip(self.buckets, *map(self.pad, (q, k, v)), strict=True)):
+            mask, past = (None, causal) if causal else (self.masks[i], False)
+            if causal and window is not None and window < bucket.longest:
+                steps = torch.arange(bucket.longest, device=q.device)
+                back = steps[:, None] - steps
+                mask, past = (back >= 0) & (back < window), False
+            queries, keys, values = (part.transpose(1, 2) for part in qkv)
+            parts.append(attention(queries, keys, values, mask, past).transpose(1, 2))
+        return self.flatten(parts)

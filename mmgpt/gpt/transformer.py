@@ -1,22 +1,24 @@
-"""The GPT: a decoder-only transformer over flat ragged batches; GPT-2, Llama and Qwen are settings of it.
+"""The GPT: a decoder-only transformer over flat ragged batches; GPT-2, Llama, Mistral and Qwen are settings of it.
 
 Tokens of all documents lie one after another, (tokens, width). Norms and linear layers never see where a document ends;
-attention alone does, through `Documents`.
+attention alone does, through its layout: `Documents`, or the `Extension` of a cache.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.config import GPTConfig
+from mmgpt.config import GPTConfig, RotaryScaling
 from mmgpt.errors import ConfigError
-from mmgpt.gpt.cache import Cache, Extension
+from mmgpt.gpt.cache import Cache, CachedView, Extension
+from mmgpt.gpt.cross import CrossAttention, FreshView, Media, View
 from mmgpt.gpt.documents import Documents
-from mmgpt.gpt.weights import load_pretrained
+from mmgpt.gpt.weights import load_pretrained, save_pretrained
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, (tokens, 1, head_width / 2)
 
@@ -24,14 +26,27 @@ INITIAL_STD = 0.02
 
 
 def norm(config: GPTConfig) -> nn.Module:
-    if config.norm == "rms":
-        return nn.RMSNorm(config.width, eps=config.norm_eps)
-    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.width, eps=config.norm_eps)
 
 
-def angles(positions: Tensor, width: int, base: float) -> Rotary:
-    """Cosine and sine of position x base^(-2i / width), (tokens, width / 2) each, always of float32's precision."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=positions.device).float() / width)
+def frequencies(width: int, base: float, scaling: RotaryScaling | None = None) -> Tensor:
+    """The angle from one position to the next of each pair, (width / 2,): base^(-2i / width), stretched if so asked.
+
+    Rounded as transformers rounds it: at position 10,000 an angle is off by 10,000 times the error of its frequency.
+    """
+    plain = 1 / base ** (torch.arange(0, width, 2).float() / width)
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    turns = scaling.original_context / (2 * math.pi / plain)  # over the context trained on at first
+    keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return (1 - keep) * plain / scaling.factor + keep * plain
+
+
+def angles(positions: Tensor, frequencies: Tensor) -> Rotary:
+    """Cosine and sine of position x frequency, (tokens, width / 2) each, always of float32's precision."""
     phase = positions.float()[:, None] * frequencies
     return phase.cos(), phase.sin()
 
@@ -51,43 +66,36 @@ class Attention(nn.Module):
         self.layer, self.causal = layer, causal
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.head_width = config.head_width or config.width // config.heads
+        windowed = config.window_layers is None or layer in config.window_layers
+        self.window = config.window if windowed else None
         qkv_width = (self.heads + 2 * self.kv_heads) * self.head_width
-        self.qkv = nn.Linear(config.width, qkv_width, bias=config.attention_bias)
-        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.bias)
+        self.qkv = nn.Linear(config.width, qkv_width, bias=config.qkv_bias)
+        self.q_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
+        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.out_bias)
 
-    def forward(self, x: Tensor, documents: Documents, rotary: Rotary | None, past: Extension | None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_width))  # tokens, heads + 2 kv_heads, head_width
+    def forward(self, x: Tensor, layout: Documents | Extension, rotary: Rotary | None) -> Tensor:
+        qkv = self.qkv(x).view(len(x), -1, self.head_width)  # tokens, heads + 2 kv_heads, head_width
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
-            qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-            qkv = torch.cat([rotate(qk, rotary), v], dim=1)
-        if past is not None:
-            _, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            past.write(self.layer, k, v)
-        parts = [self.attend(part, i, documents, past) for i, part in enumerate(documents.pad(qkv))]
-        return self.out(documents.flatten(parts).flatten(1))
-
-    def attend(self, qkv: Tensor, bucket: int, documents: Documents, past: Extension | None) -> Tensor:
-        """One bucket: (rows, longest, heads + 2 kv_heads, head_width) -> (rows, longest, heads, head_width)."""
-        q, k, v = qkv.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        mask, causal = None, self.causal
-        if not self.causal:
-            mask = documents.masks[bucket]
-        elif past is not None and past.totals[bucket]:
-            k, v = (cached.to(q.dtype) for cached in past.read(self.layer, bucket))
-            mask, causal = past.masks[bucket], False
-        grouped = self.kv_heads != self.heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-        return out.transpose(1, 2)
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if isinstance(layout, Extension):
+            return self.out(layout.attend(self.layer, q, k, v, self.window).flatten(1))
+        return self.out(layout.attend(q, k, v, self.causal, self.window).flatten(1))
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between them, or SwiGLU: (tokens, width) in and out."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
         hidden = config.mlp_width or 4 * config.width
         gates = 2 if config.activation == "swiglu" else 1  # swiglu: the gate's rows, then the values'
-        self.up = nn.Linear(config.width, gates * hidden, bias=config.bias)
-        self.down = nn.Linear(hidden, config.width, bias=config.bias)
+        self.up = nn.Linear(config.width, gates * hidden, bias=config.mlp_bias)
+        self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
@@ -98,21 +106,58 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream: (tokens, width) in and out."""
+    """Attention and MLP, each behind a norm and added to the residual stream: (tokens, width) in and out.
+
+    Layers that attend to media do so between the two, or in a `GatedCross` before them.
+    """
 
     def __init__(self, config: GPTConfig, layer: int = 0, causal: bool = True):
         super().__init__()
+        looks = config.cross is not None and (config.cross_layers is None or layer in config.cross_layers)
+        self.gated = GatedCross(config, layer) if looks and config.cross == "gated" else None
         self.attention_norm = norm(config)
         self.attention = Attention(config, layer, causal)
+        self.cross_norm = norm(config) if looks and config.cross == "inside" else None
+        self.cross = CrossAttention(config, layer) if looks and config.cross == "inside" else None
         self.mlp_norm = norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, documents: Documents, rotary: Rotary | None = None, past: Extension | None = None
+        self,
+        x: Tensor,
+        layout: Documents | Extension,
+        rotary: Rotary | None = None,
+        media: View | None = None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), documents, rotary, past))
+        if self.gated is not None and media is not None:
+            x = self.gated(x, media)
+        x = x + self.dropout(self.attention(self.attention_norm(x), layout, rotary))
+        if self.cross is not None and self.cross_norm is not None and media is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), media))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GatedCross(nn.Module):
+    """Attention to media and an MLP, both behind gates that start closed, so that a pretrained GPT starts as it was.
+
+    The gated cross-attention block of Flamingo (Alayrac et al. 2022). Tokens that see no media pass unchanged, so that
+    texts without media stay what they were after training too.
+    """
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.norm = norm(config)
+        self.attention = CrossAttention(config, layer)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.mlp_norm = norm(config)
+        self.mlp = MLP(config)
+        self.mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, media: View) -> Tensor:
+        x = x + self.gate.tanh() * self.attention(self.norm(x), media)
+        out = self.mlp_gate.tanh() * self.mlp(self.mlp_norm(x))
+        return x + (out if media.sees is None else out * media.sees)
 
 
 class Transformer(nn.Module):
@@ -136,37 +181,43 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
-        """(tokens, width) -> (tokens, width). With a cache, document i continues what the cache's row i holds."""
-        for state in self.states(x, documents, cache):
+    def forward(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Tensor:
+        """(tokens, width) -> (tokens, width). In an Extension, documents continue what the rows of its cache hold."""
+        for state in self.states(x, layout, media):
             x = state
         return x
 
-    def states(self, x: Tensor, documents: Documents, cache: Cache | None = None) -> Iterator[Tensor]:
+    def states(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Iterator[Tensor]:
         """The residual stream with positions, then after each block; the last one after the final norm."""
-        documents = documents.to(x.device)
-        past = cache.extend(documents) if cache is not None else None
-        longest = past.longest if past is not None else documents.longest
-        if longest > self.config.context:
-            raise ConfigError(f"a document of {longest} tokens is longer than the context of {self.config.context}")
-        positions = past.positions if past is not None else documents.positions
+        layout = layout.to(x.device)
+        if layout.longest > self.config.context:
+            raise ConfigError(
+                f"a document of {layout.longest} tokens is longer than the context of {self.config.context}"
+            )
         rotary = None
-        if self.config.position == "rotary":
-            cos, sin = angles(positions, self.config.head_width or 0, self.config.rotary_base)
+        config = self.config
+        if config.position == "rotary":
+            steps = frequencies(config.head_width or 0, config.rotary_base, config.rotary_scaling).to(x.device)
+            cos, sin = angles(layout.positions, steps)
             rotary = cos[:, None], sin[:, None]
         elif self.position is not None:
-            x = x + self.position(positions)
+            x = x + self.position(layout.positions)
         else:
-            cos, sin = angles(positions, self.config.width + 1, 10_000.0)
-            wave = torch.cat([sin, cos], dim=-1)[:, : self.config.width]
+            cos, sin = angles(layout.positions, frequencies(config.width + 1, 10_000.0).to(x.device))
+            wave = torch.cat([sin, cos], dim=-1)[:, : config.width]
             # As large as the embeddings at their start, as it is in Vaswani et al. 2017.
             x = x + (math.sqrt(2) * INITIAL_STD * wave).to(x.dtype)
         x = self.dropout(x)
+        seen: View | None = None
+        if isinstance(layout, Extension):
+            seen = CachedView(layout, media) if layout.look(media) else None
+        elif media is not None and any(media.lengths):
+            seen = FreshView(layout, media)
         for block in self.blocks:
             yield x
-            x = block(x, documents, rotary, past)
-        if past is not None:
-            past.close()
+            x = block(x, layout, rotary, seen)
+        if isinstance(layout, Extension):
+            layout.close()
         yield self.norm(x)
 
 
@@ -187,26 +238,50 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "GPT":
-        """A checkpoint of transformers' GPT-2 family: a directory, or a Hub id such as "gpt2"; in evaluation mode.
+        """A checkpoint of transformers: GPT-2, Llama, Mistral, Qwen2 or Qwen3; in evaluation mode and default dtype.
 
+        The families are those of config.json's model_type; Llama's has TinyLlama, SmolLM2 and others too. What changes
+        the numbers and is not supported is refused (rope types other than default, linear and llama3, quantization).
         Raises CheckpointError.
+
+        Args:
+            source: A directory with config.json and model.safetensors (whole or sharded), or a Hub id such as "gpt2".
         """
         return load_pretrained(source, cls)
+
+    def save_pretrained(self, directory: str | Path, format: Literal["hf"] = "hf") -> None:
+        """Write config.json and model.safetensors, which transformers' AutoModelForCausalLM and from_pretrained load.
+
+        The family is the first of GPT-2, Llama, Mistral, Qwen2 and Qwen3 that has the configuration; dropout is left
+        out where it has none. Weights keep their dtype; more than 5 GB of them are written in shards. What was in the
+        directory is replaced once all files are whole. Raises ConfigError naming the settings that no family has, and
+        WriteError.
+
+        Args:
+            directory: Where to; it is made if need be.
+            format: Hugging Face's, the only one.
+        """
+        if format != "hf":
+            raise ConfigError(f'format: {format!r} is unknown; "hf" is the only one')
+        save_pretrained(self, self.config, directory)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (tokens,) -> (tokens, width), as yet without positions."""
         return self.embedding(ids)
 
-    def transform(self, x: Tensor, documents: Documents, cache: Cache | None = None) -> Tensor:
+    def transform(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Tensor:
         """Blocks and final norm: (tokens, width) -> (tokens, width). Raises ConfigError beyond the context.
 
-        With a cache, document i is what follows the tokens of its row i, and is added to them.
+        Args:
+            x: Embeddings of all documents, one after another.
+            layout: Where documents begin and end; `cache.extend(...)` for documents that go on from a cache.
+            media: What the documents' layers may look at, where the configuration has cross-attention.
         """
-        return self.transformer(x, documents, cache)
+        return self.transformer(x, layout, media)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., width) -> logits (..., vocabulary)."""
-        return F.linear(hidden, self.embedding.weight if self.lm_head is None else self.lm_head.weight)
+        return F.linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""
@@ -226,7 +301,20 @@ class GPT(nn.Module):
         kept = {layer: state.view(*ids.shape, -1) for layer, state in enumerate(states) if layer in wanted}
         return [kept[layer] for layer in wanted]
 
-    def cache(self, rows: int, capacity: int) -> Cache:
-        """An empty cache of this model's type and device."""
+    def lay_out_for_decoding(self) -> "GPT":
+        """Turn wide weight matrices in memory, in place, so that a CPU reads them faster; their values stay.
+
+        With one row of activations, BLAS multiplies with a wide matrix (more outputs than inputs) 1.6 times as fast
+        where its columns lie in one piece, and as fast or faster with many rows. Tall ones stay as they are.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                weight = module.weight
+                if weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]:
+                    weight.data = weight.data.t().contiguous().t()
+        return self
+
+    def cache(self, rows: int, capacity: int, media: int = 0) -> Cache:
+        """An empty cache of this model's type and device; `media` tokens to look at for each row."""
         weight = self.embedding.weight
-        return Cache(self.config, rows, capacity, weight.dtype, weight.device)
+        return Cache(self.config, rows, capacity, media, weight.dtype, weight.device)

@@ -21,6 +21,7 @@ from mmgpt.media.container import container, packets
 from mmgpt.media.source import name_of
 
 MAX_SIDE = 1280  # pixels; larger frames are scaled down while decoding, their shape kept
+MAX_RATIO = 4  # of the sides of a pixel; DVDs and anamorphic lenses have less than 3, and more is taken for an error
 MAX_FRAMES = 250_000  # in a clip: over an hour at 60 a second; bounds the time that a made-up file can cost
 
 
@@ -28,8 +29,8 @@ MAX_FRAMES = 250_000  # in a clip: over an hour at 60 a second; bounds the time 
 class Clip:
     """A decoded video.
 
-    frames: uint8 (time, height, width, 3), RGB, upright. times: seconds of each frame from the first picture of
-    the clip, float64 (time,). duration: seconds of the pictures. sound: begins with the pictures, or None.
+    frames: uint8 (time, height, width, 3), RGB, upright, of square pixels. times: seconds of each frame from the first
+    picture of the clip, float64 (time,). duration: seconds of the pictures. sound: begins with the pictures, or None.
     """
 
     frames: np.ndarray
@@ -50,7 +51,8 @@ def load_video(
     """Decodes `frames` frames: those on show at the middles of as many equal parts of the clip.
 
     A clip of fewer pictures repeats some. Of several video streams the best is taken (by FFmpeg: one marked default,
-    then that of the highest bit rate), of several sound tracks the first. Frames over MAX_SIDE are scaled down.
+    then that of the highest bit rate), of several sound tracks the first. Frames over MAX_SIDE are scaled down, and
+    pixels that are not square are made so.
 
     Args:
         source: A path or the bytes of a file, or an array (time, height, width, 3) of uint8.
@@ -186,6 +188,7 @@ def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -
     seeking, which many formats do inexactly.
     """
     video = _video_stream(file, name)
+    ratio = video.sample_aspect_ratio or Fraction(1)
     wanted = sorted(set(chosen))
     pictures: dict[int, np.ndarray] = {}
     latest: VideoFrame | None = None
@@ -200,7 +203,7 @@ def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -
                 video.codec_context.flush_buffers()
                 decoding = True
         for frame in packet.decode():
-            latest, size = frame, size or _size(frame)
+            latest, size = frame, size or _size(frame, ratio)
             time = frame.dts if frame.pts is None else frame.pts
             while wanted and time is not None and time >= wanted[0]:
                 pictures[wanted.pop(0)] = _upright_rgb(frame, size, name)
@@ -213,10 +216,15 @@ def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -
     return pictures | dict.fromkeys(wanted, _upright_rgb(latest, size, name))
 
 
-def _size(frame: VideoFrame) -> tuple[int, int]:
-    """Width and height within MAX_SIDE, for all frames of a clip even if it changes its size."""
-    scale = min(1.0, MAX_SIDE / max(frame.width, frame.height))
-    return max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+def _size(frame: VideoFrame, ratio: Fraction) -> tuple[int, int]:
+    """Width and height in square pixels, within MAX_SIDE, for all frames of a clip even if it changes its size.
+
+    `ratio` is the width of a stored pixel to its height; the shorter of its sides is stretched, so nothing is lost.
+    """
+    stretch = float(ratio) if 1 / MAX_RATIO <= ratio <= MAX_RATIO else 1.0
+    width, height = frame.width * max(1.0, stretch), frame.height * max(1.0, 1 / stretch)
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _upright_rgb(frame: VideoFrame, size: tuple[int, int], name: str) -> np.ndarray:

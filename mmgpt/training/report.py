@@ -51,13 +51,14 @@ def finish(
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
     (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
+    epochs = training["epochs"]
     parameters = sum(parameter.numel() for parameter in assistant.model.parameters())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        ("training samples", f"{training['samples']:,} × {training['epochs']} epochs"),
+        ("training samples", f"{training['samples']:,} × {epochs} epoch{'' if epochs == 1 else 's'}"),
         ("training time", f"{run.seconds / 60:.1f} min"),
         ("held-out samples", f"{len(evaluation.answered):,}"),
-        ("unusable samples", f"{len(broken)}"),
+        ("unusable samples or answers", f"{len(broken)}"),
     ]
     kept: dict[str, int] = {}
     picked = []
@@ -96,4 +97,4 @@ def print_scores(scores: Sequence[TaskScore], broken: Sequence[str]) -> None:
     console.print(table)
     console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
     if broken:
-        console.print(f"{len(broken)} samples could not be used; the first: {broken[0]} (all in broken.txt)")
+        console.print(f"{len(broken)} samples or answers could not be used; the first: {broken[0]} (all in broken.txt)")

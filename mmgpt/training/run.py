@@ -92,9 +92,12 @@ def train(config: TrainConfig) -> Run:
         enable_model_summary=False,
     )
     started = time.monotonic()
-    trainer.fit(module, train_loader, val_loader)
-    if keep.saved_at < trainer.global_step:  # steps after the last multiple of val_every
-        trainer.validate(module, val_loader, verbose=False)
+    try:
+        trainer.fit(module, train_loader, val_loader)
+        if keep.saved_at < trainer.global_step:  # steps after the last multiple of val_every
+            trainer.validate(module, val_loader, verbose=False)
+    except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
+        raise KeyboardInterrupt from None
     return Run(out, time.monotonic() - started, val_samples, module.broken)
 
 

@@ -16,6 +16,7 @@ def test_the_demo_runs_to_its_end_and_what_it_says_next_works(mmgpt_command, tmp
     assert told.code == 0, told.err
 
     report = (out / "report.html").read_text(encoding="utf-8")
+    assert "64 × 1 epoch<" in report
     training = checkpoint.read_training(checkpoint.resolve(out))
     for task in tasks_of():
         assert task in report

@@ -34,6 +34,21 @@ print(*[name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.split() == []
 
 
+def test_info_tells_of_a_checkpoint_and_loads_nothing_heavy(model_directory):
+    code = f"""
+import sys
+from mmgpt.cli.main import main
+sys.argv = ["mmgpt", "info", {str(model_directory)!r}]
+main()
+print(*[name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *told, heavy = done.stdout.splitlines()
+    assert "M parameters" in told[0]
+    assert heavy == ""
+
+
 def test_public_names_are_all_there_and_lazy():
     import mmgpt
 

@@ -1,10 +1,17 @@
 """mmgpt train: from a file and the command line to a configuration, and what it says of bad ones."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
+from walls import wall_config, write_walls
 
+from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
 from mmgpt.config import AdapterConfig, ImageEncoderConfig, TrainConfig
 
@@ -34,8 +41,6 @@ def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("name", ["flickr8k", "spoken_digits"])
 def test_the_configurations_of_the_project_are_valid(name):
-    from pathlib import Path
-
     config = parse(["--config", str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"), "--data.path", "folder"])
     assert config.data.path == "folder"
     assert config.out == f"runs/{name}"
@@ -133,3 +138,22 @@ def test_train_leaves_a_model_a_report_and_the_configuration(mmgpt_command, tmp_
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     assert mmgpt_command("caption", folder / "b.jpg", "--model", tmp_path / "run").code == 0
     assert "CIDEr" in mmgpt_command("info", tmp_path / "run").out
+
+
+def test_ctrl_c_ends_a_run_with_one_line_and_leaves_the_last_checkpoint_valid(tmp_path):
+    run = tmp_path / "run"
+    save_config(wall_config(write_walls(tmp_path / "data"), run, epochs=100_000))
+    command = [Path(sys.executable).with_name("mmgpt"), "train", "--config", run / "config.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            patience = time.monotonic() + 180  # imports take long on a busy machine
+            while not (run / "last" / checkpoint.POINTER).exists():
+                assert process.poll() is None
+                assert time.monotonic() < patience
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=180)
+        finally:
+            process.kill()
+    assert (process.returncode, told) == (130, "mmgpt: error: interrupted\n")
+    checkpoint.load(run / "last")

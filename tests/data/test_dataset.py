@@ -41,13 +41,28 @@ def test_a_broken_picture_costs_its_own_sample_and_is_named(processor, tokenizer
     assert "no.jpg: is damaged or not a picture" in lost.reason
 
 
-def test_a_sample_longer_than_the_context_is_dropped_whole_and_named(processor, tokenizer):
-    long = sample(1, "short", "zebra? " * 50)
+def test_a_prompt_longer_than_the_context_costs_its_sample_once_and_is_named(processor, tokenizer):
+    long = sample(1, "short", "shorter", prompt="zebra? " * 50)
     loaded = load_batch([ExampleDataset([long, sample(2)], processor)[i] for i in range(2)])
     assert documents(loaded, tokenizer) == ["What?a"]
     (lost,) = loaded.broken
     assert lost.reason.startswith("x:1: ")
     assert "more than the context of 160" in lost.reason
+
+
+def test_an_answer_longer_than_the_context_is_dropped_alone_and_named(processor, tokenizer):
+    some = [sample(1, "short", "zebra? " * 50, "last"), sample(2)]
+    loaded = load_batch([ExampleDataset(some, processor)[i] for i in range(2)])
+    assert documents(loaded, tokenizer) == ["What?short", "What?last", "What?a"]
+    (lost,) = loaded.broken
+    assert lost.reason.startswith("x:1: ")
+    assert 'with the answer "zebra? zebra? ' in lost.reason
+    assert "more than the context of 160" in lost.reason
+
+
+def test_a_sample_without_answers_is_an_error_that_names_it():
+    with pytest.raises(DataError, match=r"photos\.csv:7: no answer"):
+        Sample((Message.of("user", "What?"),), (), "ask", "photos.csv:7")
 
 
 def test_a_batch_of_which_nothing_is_left_says_so(processor, broken_picture):
@@ -106,5 +121,5 @@ def test_workers_bring_the_same_batches(processor, tokenizer, broken_picture):
         assert one.batch.media.keys() == other.batch.media.keys()
         for modality, group in one.batch.media.items():
             theirs = other.batch.media[modality]
-            assert torch.equal(group.slots, theirs.slots)
+            assert torch.equal(group.places, theirs.places)
             assert all(torch.equal(a.data, b.data) for a, b in zip(group.inputs, theirs.inputs, strict=True))

@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 from mmgpt.errors import WriteError
+from mmgpt.evaluation.charts import loss_curve
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
 from mmgpt.media import Clip, Waveform
@@ -61,6 +62,44 @@ def test_every_medium_is_in_the_page(page):
 def test_scores_goals_controls_and_groups_are_told(page):
     for text in ("90.0", "10.0", "87.0", "92.0", "✓ reached", "✗ missed", "50.0"):
         assert text in page
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, ["score"]),
+        (
+            {"control": 0.1, "interval": (0.2, 0.4)},
+            ["score, with 95&nbsp;% interval", "same questions, media shuffled"],
+        ),
+        ({"chance": 0.25}, ["score", "chance"]),
+    ],
+)
+def test_the_key_explains_the_marks_that_are_there_and_no_others(tmp_path, given, told):
+    write_report(tmp_path / "a.html", title="x", scores=[TaskScore("a", 0.3, 9, **given), TaskScore("b", 0.3, 9)])
+    (key,) = re.findall(r'<ul class="key">(.*?)</ul>', (tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert re.findall(r"<li[^>]*>([^<]*)</li>", key) == told
+
+
+def test_each_frame_of_a_clip_is_shown_once(tmp_path):
+    times = np.repeat([0.0, 0.25, 0.5], [3, 1, 2])
+    clip = Clip(np.zeros((6, 24, 24, 3), np.uint8), times, 0.75, None)
+    write_report(tmp_path / "a.html", title="x", samples=[ReportSample("see", "?", "a", "b", False, clip=clip)])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert re.findall(r"<small>([0-9.]+) s</small>", page) == ["0.00", "0.25", "0.50"]
+    assert page.count("data:image/") == 3
+
+
+def test_a_curve_of_one_point_is_seen_as_a_dot():
+    figure = loss_curve([{"step": 5, "loss": 1.0}, {"step": 10, "loss": 2.0}, {"step": 10, "val_loss": 4.0}])
+    dots = re.findall(r'<circle class="(\w+)" cx="([\d.]+)%" cy="([\d.]+)%"', figure)
+    assert [(kind, float(x), float(y)) for kind, x, y in dots] == [("train", 100, 50), ("val", 100, 0)]
+
+
+def test_steps_are_told_where_they_are_whole():
+    figure = loss_curve([{"step": 0, "loss": 4.0}, {"step": 12, "loss": 1.0}])
+    steps = re.findall(r'<text x="([\d.]+)%" y="100%"[^>]*>([^<]*)</text>', figure)
+    assert [(round(float(x) * 12 / 100, 2), text) for x, text in steps] == [(0, "0"), (5, "5"), (10, "10")]
 
 
 def test_right_and_wrong_are_told_by_more_than_colour(page):

@@ -2,34 +2,34 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mmgpt.batch import collate
 from mmgpt.content import Message
-from mmgpt.generation import Decoding, generate
+from mmgpt.generation import Decoding, Engine
 
-END, A, B = 0, 65, 66
+END, A, B, C = 0, 65, 66, 67
 
 
 @pytest.fixture
-def ask(model, processor, monkeypatch):
+def ask(model, tokenizer, processor, monkeypatch):
     """Decode with a model whose next token depends on the token before alone, by a table of log-probabilities."""
 
     def decode(table, **decoding):
         size = len(processor.tokenizer)
         end = processor.tokenizer.end
-        names = {END: end, A: A, B: B}
         logits = torch.full((size, size), -30.0)
-        for before in (None, A, B):
-            for after, value in table[before].items():
-                rows = [row for row in range(size) if row not in (A, B)] if before is None else [before]
-                logits[rows, names[after]] = value
-        monkeypatch.setattr(model.gpt, "transform", lambda x, documents, cache=None: x)
+        for before, row in table.items():
+            for after, value in row.items():
+                rows = [token for token in range(size) if token not in table] if before is None else [before]
+                logits[rows, end if after == END else after] = value
+        monkeypatch.setattr(model.gpt, "transform", lambda x, layout, media=None: (x, layout.close())[0])
         monkeypatch.setattr(model.gpt, "embed", lambda ids: torch.eye(size)[ids])
         monkeypatch.setattr(model.gpt, "head", lambda hidden: hidden @ logits)
-        batch = collate([processor.encode_prompt([Message.of("user", "x")])] * 2)
-        first, second = generate(model, batch, end, Decoding(**decoding))
+        example = processor.encode_prompt([Message.of("user", "x")])
+        first, second = Engine(model, tokenizer).run([example] * 2, Decoding(**decoding))
         assert first == second
-        return first
+        return first[0].tokens
 
     return decode
 
@@ -69,3 +69,42 @@ def test_wide_beams_find_the_best_of_all_continuations(ask, penalty):
     best = max(endings, key=score)
     found = ask(table, max_new_tokens=most, beams=16, length_penalty=penalty)
     assert found == [token for token in best if token != END]
+
+
+def test_beams_are_hypotheses_of_their_own_in_the_cache(model, tokenizer, processor):
+    """The score of what is found is that of a full forward pass over it."""
+    example = processor.encode_prompt([Message.of("user", "What do you see?")])
+    answers = Engine(model, tokenizer).run([example], Decoding(max_new_tokens=6, beams=4, n=4, length_penalty=0.0))[0]
+
+    def score(answer) -> float:
+        targets = [*answer.tokens, tokenizer.end][: 6 if answer.finish == "length" else None]
+        ids = torch.tensor([*example.ids, *targets])
+        with torch.no_grad():
+            logprobs = model.gpt(ids[None])[0].log_softmax(-1)
+        return sum(float(logprobs[len(example) - 1 + i, token]) for i, token in enumerate(targets))
+
+    scores = [score(answer) for answer in answers]
+    assert scores == sorted(scores, reverse=True)
+    assert len({tuple(answer.tokens) for answer in answers}) == 4
+    greedy = Engine(model, tokenizer).run([example], Decoding(max_new_tokens=6))[0][0]
+    assert scores[0] >= score(greedy) - 1e-4
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.0, 0.7, 1.0, 2.0]))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_narrow_beams_keep_what_a_search_that_never_stops_early_keeps(ask, beams, seed, penalty):
+    torch.manual_seed(seed)
+    letters = (A, B, C, END)
+    table = normalised({before: {key: 2 * float(torch.randn(())) for key in letters} for before in (None, A, B, C)})
+    most = 4
+    going, done = [(0.0, ())], []
+    for _ in range(most):
+        longer = [(score + table[path[-1] if path else None][t], (*path, t)) for score, path in going for t in letters]
+        longer.sort(reverse=True)
+        # As transformers does: an end counts if it is among the best `beams`.
+        done += [(score / len(path) ** penalty, path) for score, path in longer[:beams] if path[-1] == END]
+        going = [(score, path) for score, path in longer if path[-1] != END][:beams]
+    done += [(score / len(path) ** penalty, path) for score, path in going]
+    expected = [token for token in max(done)[1] if token != END]
+    assert ask(table, max_new_tokens=most, beams=beams, length_penalty=penalty) == expected

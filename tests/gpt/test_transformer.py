@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
 from mmgpt.gpt import GPT, Documents, Transformer
-from mmgpt.gpt.transformer import angles, rotate
+from mmgpt.gpt.transformer import angles, frequencies, rotate
 
 VOCABULARY = 61
 
 
 def config(position: str = "rotary", activation: str = "swiglu", kv_heads: int = 2, **fields) -> GPTConfig:
-    family = {"norm": "rms" if activation == "swiglu" else "layer", "bias": activation != "swiglu"}
+    family = {"norm": "rms" if activation == "swiglu" else "layer", "mlp_bias": activation != "swiglu"}
     return GPTConfig(
         vocab_size=VOCABULARY,
         width=32,
@@ -34,8 +34,9 @@ CONFIGS = st.builds(
     activation=st.sampled_from(["swiglu", "gelu", "gelu_tanh"]),
     kv_heads=st.sampled_from([1, 2, 4]),
     norm=st.sampled_from(["layer", "rms"]),
-    attention_bias=st.booleans(),
-    bias=st.booleans(),
+    qkv_bias=st.booleans(),
+    out_bias=st.booleans(),
+    mlp_bias=st.booleans(),
     tied_head=st.booleans(),
     head_width=st.sampled_from([None, 6]),
 )
@@ -109,7 +110,7 @@ def test_the_order_of_earlier_tokens_matters(position: str):
 
 def test_rotary_attention_depends_on_relative_positions_alone():
     q, k = torch.randn(2, 10, 1, 8, dtype=torch.float64)
-    cos, sin = (part[:, None] for part in angles(torch.arange(15), 8, 10_000.0))
+    cos, sin = (part[:, None] for part in angles(torch.arange(15), frequencies(8, 10_000.0)))
     near = rotate(q, (cos[:10], sin[:10]))[:, 0] @ rotate(k, (cos[:10], sin[:10]))[:, 0].T
     far = rotate(q, (cos[5:], sin[5:]))[:, 0] @ rotate(k, (cos[5:], sin[5:]))[:, 0].T
     torch.testing.assert_close(near, far, rtol=1e-5, atol=1e-5)
@@ -194,3 +195,15 @@ def test_weights_that_write_to_the_residual_stream_start_smaller():
         if parameter.ndim == 2:
             expected = 0.02 / 4 if "attention.out" in name or "mlp.down" in name else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+def test_weights_laid_out_for_decoding_are_the_same_weights():
+    for tied in (True, False):
+        plain, turned = model(config(tied_head=tied)).float(), model(config(tied_head=tied)).float()
+        turned.lay_out_for_decoding()
+        assert not turned.transformer.blocks[0].attention.qkv.weight.is_contiguous()
+        assert not turned.embedding.weight.is_contiguous()
+        for (name, one), (_, other) in zip(plain.named_parameters(), turned.named_parameters(), strict=True):
+            assert torch.equal(one, other), name
+        ids = torch.arange(20)[None]
+        torch.testing.assert_close(turned(ids), plain(ids), rtol=1e-5, atol=1e-5)

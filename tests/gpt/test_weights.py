@@ -3,42 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from references import CLOSE, reference
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from mmgpt.errors import CheckpointError
-from mmgpt.gpt import GPT, Documents
-
-CONFIGS = st.builds(
-    lambda head_width, n_head, **fields: GPT2Config(
-        n_embd=head_width * n_head, n_head=n_head, bos_token_id=0, eos_token_id=0, **fields
-    ),
-    head_width=st.sampled_from([4, 7, 16]),
-    n_head=st.integers(1, 5),
-    n_layer=st.integers(1, 4),
-    n_inner=st.sampled_from([None, 20]),
-    vocab_size=st.integers(3, 120),
-    n_positions=st.integers(12, 40),
-    activation_function=st.sampled_from(["gelu_new", "gelu", "gelu_pytorch_tanh"]),
-    layer_norm_epsilon=st.sampled_from([1e-6, 1e-5, 1e-2]),
-    initializer_range=st.sampled_from([0.02, 0.2]),
-    tie_word_embeddings=st.booleans(),
-)
-
-
-def reference(config: GPT2Config | None = None) -> GPT2LMHeadModel:
-    """A model of transformers in which no parameter is zero or one."""
-    torch.manual_seed(0)
-    config = config or GPT2Config(
-        n_embd=24, n_head=3, n_layer=2, vocab_size=50, n_positions=32, bos_token_id=0, eos_token_id=0
-    )
-    model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model
+from mmgpt.gpt import GPT, Documents, Media
 
 
 @pytest.fixture
@@ -52,34 +23,25 @@ def edit(folder: Path, **settings) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **settings}))
 
 
-@settings(derandomize=True, deadline=None, max_examples=15)
-@given(CONFIGS)
-def test_gpt2_checkpoints_of_any_configuration_give_the_numbers_of_transformers(
-    tmp_path_factory: pytest.TempPathFactory, config: GPT2Config
-):
-    folder = tmp_path_factory.mktemp("gpt2")
+def test_gpt2_with_cross_attention_gives_the_numbers_of_transformers(tmp_path: Path):
+    config = GPT2Config(
+        n_embd=24, n_head=3, n_layer=2, vocab_size=50, n_positions=32, bos_token_id=0, eos_token_id=0,
+        add_cross_attention=True,
+    )  # fmt: skip
     theirs = reference(config)
-    theirs.save_pretrained(folder)
-    ours = GPT.from_pretrained(folder)
-    lengths = [12, 3, 7, 1]
-    documents = [torch.randint(config.vocab_size, (length,)) for length in lengths]
-    close = {"rtol": 2e-5, "atol": 2e-5}
+    theirs.save_pretrained(tmp_path)
+    ours = GPT.from_pretrained(tmp_path)
+    assert ours.config.cross == "inside"
+    features = torch.randn(9, 24)
+    documents = [torch.randint(50, (length,)) for length in (12, 3, 7)]
     with torch.no_grad():
-        alone = [theirs(ids[None], output_hidden_states=True) for ids in documents]
-        for ids, expected in zip(documents, alone, strict=True):
-            torch.testing.assert_close(ours(ids[None]), expected.logits, **close)
-            states = ours.hidden_states(ids[None], range(config.n_layer + 1))
-            for state, hidden in zip(states, expected.hidden_states, strict=True):
-                torch.testing.assert_close(state, hidden, **close)
-
-        logits = torch.cat([expected.logits[0] for expected in alone])
-        ragged = ours.head(ours.transform(ours.embed(torch.cat(documents)), Documents(lengths)))
-        torch.testing.assert_close(ragged, logits, **close)
-
-        cache = ours.cache(rows=1, capacity=12)
-        for chunk in documents[0].split(5):
-            cached = ours.head(ours.transform(ours.embed(chunk), Documents([len(chunk)]), cache))
-        torch.testing.assert_close(cached, alone[0].logits[0, 10:], **close)
+        alone = [
+            theirs(ids[None], encoder_hidden_states=features[rows][None] if rows else None).logits[0]
+            for ids, rows in zip(documents, ([0, 1, 2, 3, 4, 5], [8, 7], []), strict=True)
+        ]
+        media = Media(features, torch.tensor([0, 1, 2, 3, 4, 5, 8, 7]), [6, 2, 0], torch.zeros(8, dtype=torch.long))
+        hidden = ours.transform(ours.embed(torch.cat(documents)), Documents([12, 3, 7]), media)
+    torch.testing.assert_close(ours.head(hidden), torch.cat(alone), rtol=2e-5, atol=2e-5)
 
 
 def test_a_loaded_model_is_whole_and_can_be_trained(saved: Path):
@@ -93,22 +55,68 @@ def test_a_loaded_model_is_whole_and_can_be_trained(saved: Path):
         assert parameter.requires_grad, name
 
 
-def test_sharded_half_precision_and_headless_checkpoints_load_too(tmp_path: Path):
-    theirs = reference()
+LLAMA = LlamaConfig(
+    hidden_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_hidden_layers=2,
+    intermediate_size=30,
+    vocab_size=50,
+)
+
+
+@pytest.mark.parametrize("config", [None, LLAMA], ids=["gpt2", "llama"])
+def test_sharded_half_precision_and_headless_checkpoints_load_too(config: LlamaConfig | None, tmp_path: Path):
+    theirs = reference(config)
     ids = torch.arange(20)[None]
+
+    def logits(folder: Path) -> Tensor:
+        return GPT.from_pretrained(folder)(ids)
+
     with torch.no_grad():
         expected = theirs(ids).logits
         theirs.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
         assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-        torch.testing.assert_close(GPT.from_pretrained(tmp_path / "shards")(ids), expected, rtol=2e-5, atol=2e-5)
-
-        GPT2Model.from_pretrained(tmp_path / "shards").save_pretrained(tmp_path / "headless")
-        assert "wte.weight" in load_file(tmp_path / "headless" / "model.safetensors")
-        torch.testing.assert_close(GPT.from_pretrained(tmp_path / "headless")(ids), expected, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(logits(tmp_path / "shards"), expected, **CLOSE)
 
         theirs.to(torch.bfloat16).save_pretrained(tmp_path / "half")
         rounded = theirs.float()(ids).logits
-        torch.testing.assert_close(GPT.from_pretrained(tmp_path / "half")(ids), rounded, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(logits(tmp_path / "half"), rounded, **CLOSE)
+
+        headless = AutoModel.from_pretrained(tmp_path / "shards")
+        headless.config.tie_word_embeddings = True
+        headless.save_pretrained(tmp_path / "headless")
+        assert not any("lm_head" in name for name in load_file(tmp_path / "headless" / "model.safetensors"))
+        hidden = headless(ids)[0]
+        tied = hidden @ headless.get_input_embeddings().weight.T
+        torch.testing.assert_close(logits(tmp_path / "headless"), tied, **CLOSE)
+
+
+def test_a_head_that_config_json_calls_tied_is_believed_where_it_differs(tmp_path: Path):
+    theirs = reference(LLAMA)
+    theirs.save_pretrained(tmp_path)
+    edit(tmp_path, tie_word_embeddings=True)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(GPT.from_pretrained(tmp_path)(ids), theirs(ids).logits, **CLOSE)
+        torch.testing.assert_close(
+            AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, theirs(ids).logits, **CLOSE
+        )
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert GPT.from_pretrained(tmp_path).config.tied_head
+
+
+def test_parts_of_one_tensor_that_only_fit_together_are_refused(tmp_path: Path):
+    reference(LLAMA).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    query, key = (f"model.layers.1.self_attn.{part}_proj.weight" for part in "qk")
+    tensors[query], tensors[key] = torch.ones(23, 24), torch.ones(13, 24)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"q_proj.weight: shape \(23, 24\), but config.json says \(24, 24\)"):
+        GPT.from_pretrained(tmp_path)
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(saved: Path):
@@ -177,11 +185,35 @@ def test_files_that_are_missing_or_broken_are_named(saved: Path, tmp_path: Path)
         GPT.from_pretrained(saved)
 
 
-def test_a_pickle_is_not_read(saved: Path):
+class Evil:
+    """What a pickle can do to who reads it."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+def test_of_a_pickle_tensors_alone_are_read(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    ids = torch.arange(20)[None]
+    expected = GPT.from_pretrained(saved)(ids)
+    state, pickle = load_file(saved / "model.safetensors"), saved / "pytorch_model.bin"
     (saved / "model.safetensors").unlink()
-    torch.save({}, saved / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is a pickle, which is not read"):
+    torch.save({**state, "transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool)}, pickle)
+    assert torch.equal(GPT.from_pretrained(saved)(ids), expected)
+
+    monkeypatch.chdir(saved)
+    torch.save({**state, "evil": Evil()}, pickle)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: cannot be read: Weights only load failed") as error:
         GPT.from_pretrained(saved)
+    assert "\n" not in str(error.value)
+    assert not (saved / "touched").exists()
+    for content in ({**state, "step": 7}, [*state.values()]):
+        torch.save(content, pickle)
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: not a table of tensors"):
+            GPT.from_pretrained(saved)
+    for damaged in (b"", b"no pickle at all", pickle.read_bytes()[:1000]):
+        pickle.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: cannot be read: ."):
+            GPT.from_pretrained(saved)
 
 
 def test_an_index_names_no_file_outside_its_directory(saved: Path):

@@ -61,6 +61,7 @@ def write_clip():
         bframes: int = 0,
         seekable: bool = True,
         picture: Callable[[int], np.ndarray] | None = None,
+        ratio: Fraction | None = None,  # width of a pixel to its height
     ) -> bytes:
         written = io.BytesIO()
         target = written if seekable else _Pipe(written)
@@ -72,6 +73,8 @@ def write_clip():
             if codec == "libx264":
                 video.options = {"bf": str(bframes), "x264-params": "open-gop=1:scenecut=0", "crf": "1"}
             video.codec_context.time_base = Fraction(1, 25)
+            if ratio is not None:
+                video.codec_context.sample_aspect_ratio = ratio
             tracks = [out.add_stream("aac", rate=16_000, layout="mono") for _ in sounds]
             for track, samples in zip(tracks, sounds, strict=True):
                 frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], "fltp", "mono")

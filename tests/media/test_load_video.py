@@ -1,6 +1,7 @@
 import io
 import struct
 import tracemalloc
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -120,6 +121,36 @@ def test_frames_are_turned_upright(abcd, shown, write_clip):
     height, width = frame.shape[0] // 4, frame.shape[1] // 4
     corners = [[frame[y, x, 0] for x in (width, -width)] for y in (height, -height)]
     assert np.allclose(corners, shown, atol=4)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+@pytest.mark.parametrize(
+    ("ratio", "shape"),
+    [
+        (Fraction(2), (48, 128)),
+        (Fraction(1, 2), (96, 64)),
+        (Fraction(16, 15), (48, 68)),
+        (Fraction(1), (48, 64)),
+        (Fraction(5), (48, 64)),  # nonsense
+        (Fraction(1, 5), (48, 64)),
+    ],
+)
+def test_pixels_that_are_not_square_are_made_so(ratio, shape, container, write_clip):
+    frame = decoded(write_clip([0], picture=quarters, ratio=ratio, container=container), frames=1).frames[0]
+    assert frame.shape == (*shape, 3)
+    height, width = shape[0] // 4, shape[1] // 4
+    corners = [[frame[y, x, 0] for x in (width, -width)] for y in (height, -height)]
+    assert np.allclose(corners, [[220, 160], [100, 40]], atol=4)
+
+
+def test_wide_pixels_are_made_square_before_the_frame_is_turned(write_clip):
+    content = with_display_matrix(write_clip([0], picture=quarters, ratio=Fraction(2)), 0, 1, -1, 0)
+    assert decoded(content, frames=1).frames[0].shape == (128, 48, 3)
+
+
+def test_frames_of_wide_pixels_stay_within_the_limit(write_clip):
+    content = write_clip([80] * 2, size=(1000, 500), codec="mpeg4", ratio=Fraction(2))
+    assert decoded(content).frames.shape == (4, 320, 1280, 3)
 
 
 def test_sound_comes_with_the_frames(write_clip):

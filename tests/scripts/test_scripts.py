@@ -95,12 +95,13 @@ def test_extract_features_of_sounds_of_any_length(run, sounds, tmp_path, encoder
     assert (short - long).abs().max() > 0
 
 
-def test_train_from_python_learns_from_a_folder_and_leaves_a_model(run, photos, tmp_path):
+def test_train_from_python_learns_from_a_folder_and_leaves_a_model(run, photos, tmp_path, recwarn):
     rows = ["image,caption", "a.png,noise", "b.JPG,more noise", "broken.jpg,nothing", "below/c.png,a third"]
     (photos / "captions.csv").write_text("\n".join(rows))
     told = run("train_from_python.py", photos, "--epochs", 2, "--out", tmp_path / "out")
     assert "broken.jpg" in told
-    assert "truth: noise" in told
+    assert "truth: a third" in told
+    assert not [told for told in recwarn if "val_dataloader" in str(told.message)]
     assert isinstance(mmgpt.load(tmp_path / "out").caption(photos / "a.png"), str)
 
 
@@ -113,5 +114,5 @@ def test_train_from_python_has_a_world_of_its_own(run, tmp_path):
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
 def test_a_script_is_short_and_shows_its_command(script):
     text = script.read_text()
-    assert text.count("\n") < 60
+    assert text.count("\n") < 60 or script.name.startswith("bench_")
     assert f"python scripts/{script.name}" in text.split('"""')[1]

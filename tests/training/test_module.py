@@ -115,8 +115,8 @@ def test_the_presets_differ_in_what_answers_are_scored_with(fresh):
 
 
 def loaded(processor, answers: list[str]) -> LoadedBatch:
-    prompt = [Message.of("user", some_image(0), "What?")]
-    return load_batch([processor.encode_answers(prompt, [answer]) for answer in answers])
+    prompt = processor.encode_prompt([Message.of("user", some_image(0), "What?")])
+    return load_batch([[processor.encode_answer(prompt, answer)] for answer in answers])
 
 
 def test_the_training_loss_is_the_mean_over_supervised_tokens(fresh, processor):
@@ -131,7 +131,7 @@ def test_the_training_loss_is_the_mean_over_supervised_tokens(fresh, processor):
 
 def test_a_batch_of_broken_samples_alone_is_skipped_and_each_reason_kept_once(fresh):
     module = MultimodalModule(fresh)
-    batch = load_batch([Broken("a.jpg: no"), Broken("b.jpg: no")])
+    batch = load_batch([[Broken("a.jpg: no")], [Broken("b.jpg: no")]])
     for _ in range(2):
         assert module.training_step(batch, 0) is None
         module.validation_step(batch, 0)

@@ -38,8 +38,8 @@ def test_broken_samples_are_told_and_listed(learned, finished, capsys):
     listed = (learned.run.out / "broken.txt").read_text().splitlines()
     assert len(listed) == 2
     assert all("is damaged or not a picture" in line for line in listed)
-    assert "2 samples could not be used" in capsys.readouterr().out
-    assert "unusable samples" in (learned.run.out / "report.html").read_text(encoding="utf-8")
+    assert "2 samples or answers could not be used" in capsys.readouterr().out
+    assert "unusable samples or answers" in (learned.run.out / "report.html").read_text(encoding="utf-8")
 
 
 def test_other_samples_may_be_given(learned):

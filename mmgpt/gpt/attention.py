@@ -1,0 +1,28 @@
+"""Scaled dot-product attention with grouped queries, as all layouts call it."""
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Layout(Protocol):
+    """How attention sees a flat batch: as blocks of rows of equal length, and flat again."""
+
+    def pad(self, x: Tensor) -> list[Tensor]: ...
+    def flatten(self, parts: list[Tensor]) -> Tensor: ...
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """(rows, heads, tokens, head_width) of queries, (rows, kv_heads, seen, head_width) of keys and values.
+
+    Returns the shape of the queries. `mask` (rows, 1, tokens, seen) is True at what is seen.
+    """
+    rows, heads, tokens, head_width = q.shape
+    kv_heads = k.shape[1]
+    if tokens == 1 and heads != kv_heads:
+        # The heads of a group stand as its tokens, so that keys and values are read once for all of them.
+        q = q.reshape(rows, kv_heads, heads // kv_heads, head_width)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(rows, heads, 1, head_width)
+    grouped = heads != kv_heads
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
