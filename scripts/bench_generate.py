@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from mmgpt.gpt.quantize import quantize_int8
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmgpt.batch import Example, MediaInput
 from mmgpt.config import AdapterConfig, ImageEncoderConfig, ModelConfig, TokenGrid
 from mmgpt.generation import Decoding, Engine
 from mmgpt.gpt import GPT
+from mmgpt.gpt.quantize import quantize_int8
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import Tokenizer
 

@@ -41,14 +41,15 @@ def test_slots_of_all_media_together_are_the_slot_tokens(processor):
 def test_media_without_slots_are_seen_from_the_token_behind_them_on(processor):
     config = replace(processor.config, gpt=replace(processor.config.gpt, cross="inside"))
     beside = Processor(config, processor.tokenizer)
-    image = Message.of("user", "a", some_image(0), "b")
-    prompt = beside.encode_prompt([image])
+    sound = Message.of("user", "a", some_audio(0), "b")
+    prompt = beside.encode_prompt([sound])
     shared = [beside.encode_answer(prompt, answer) for answer in ("one", "two")]
     batch = collate(
         [beside.encode([Message.of("user", "no media")]), *shared, beside.encode([Message.of("user", "c")])]
     )
-    media = batch.media["image"]
+    media = batch.media["audio"]
     count = media.inputs[0].features
+    assert count > 1
     starts = [batch.lengths[0], batch.lengths[0] + batch.lengths[1]]
     assert media.rows.tolist() == [*range(count)] * 2
     assert media.places.tolist() == [start + 2 for start in starts for _ in range(count)]

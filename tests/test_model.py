@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import some_audio, some_image, some_video, tiny_config
+from torch import Tensor
 
 from mmgpt.batch import Batch, collate
-from mmgpt.config import ModelConfig, VideoEncoderConfig
+from mmgpt.config import AdapterConfig, ModelConfig, VideoEncoderConfig
 from mmgpt.content import Image, Message
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
@@ -134,6 +135,22 @@ def test_documents_look_at_their_own_media_in_order(tokenizer):
         ):
             alone = model.encode_media(item.modality, [item])
             torch.testing.assert_close(media.features[rows], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_beside_the_sequence_tokens_are_told_their_places_unless_the_configuration_says_not_to(tokenizer):
+    def features(cross, positions: bool) -> Tensor:
+        config = cross_config(len(tokenizer), cross)
+        config.adapters["audio"] = AdapterConfig("linear", positions=positions)
+        model = MultimodalGPT(config).eval()
+        model.encoders.load_state_dict(first.encoders.state_dict())
+        model.adapters["audio"].load_state_dict(first.adapters["audio"].state_dict())
+        return model.encode_media("audio", [Processor(model.config, tokenizer).media_input(some_audio(0))])
+
+    config = cross_config(len(tokenizer), None)
+    config.adapters["audio"] = AdapterConfig("linear")
+    first = MultimodalGPT(config)
+    assert torch.equal(features(None, True), features("inside", False))
+    assert not torch.allclose(features("inside", True), features("inside", False), atol=1e-2)
 
 
 def test_media_that_no_token_sees_are_not_encoded(tokenizer):
