@@ -207,7 +207,7 @@ def part_questions(bench: Bench, peer: Peer, new: int) -> None:
 
     def ours() -> list[list[int]]:
         engine = seen.engine(store_bytes=1 << 30)  # empty: the picture is new each time
-        picture = MediaInput("image", pixels, grid, grid.count)
+        picture = MediaInput("image", pixels, grid, grid.count, grid.count)
         slots = [seen.tokenizer.slot] * grid.count
         examples = [
             Example([1, *slots, *ids], [False] * (1 + grid.count + len(ids)), [(1, picture)]) for ids in prompts
@@ -218,7 +218,7 @@ def part_questions(bench: Bench, peer: Peer, new: int) -> None:
     def theirs() -> list[list[int]]:
         out = []
         for ids in prompts:
-            features = seen.model.encode_media("image", [MediaInput("image", pixels, grid, grid.count)])
+            features = seen.model.encode_media("image", [MediaInput("image", pixels, grid, grid.count, grid.count)])
             embed = seen.theirs.get_input_embeddings()
             embeds = torch.cat([embed(torch.tensor([1])), features, embed(torch.tensor(ids))])[None]
             out += seen.generate({"inputs_embeds": embeds}, torch.ones(embeds.shape[:2]), new).tolist()
@@ -234,19 +234,20 @@ def part_lookup(bench: Bench, peer: Peer, new: int) -> None:
     [start] = texts(1, 16)
     [answer] = peer.ours(engine, [start], max_new_tokens=192)
     prompt = [start + answer]
-    plain = lambda: peer.ours(engine, prompt, max_new_tokens=new)  # noqa: E731
-    bench.compare(
-        "prompt lookup of 6 against plain greedy (ours), fp32",
-        lambda: peer.ours(engine, prompt, max_new_tokens=new, lookup=6),
-        plain,
-        new,
-    )
-    bench.compare(
-        "prompt lookup of 6 against transformers' own of 6, fp32",
-        lambda: peer.ours(engine, prompt, max_new_tokens=new, lookup=6),
-        lambda: peer.theirs_of(prompt, new, prompt_lookup_num_tokens=6),
-        new,
-    )
+    new = 4 * new
+    for guesses in (6, 15):
+        bench.compare(
+            f"prompt lookup of {guesses} against plain greedy, both mmgpt, fp32",
+            lambda guesses=guesses: peer.ours(engine, prompt, max_new_tokens=new, lookup=guesses),
+            lambda: peer.ours(engine, prompt, max_new_tokens=new),
+            new,
+        )
+        bench.compare(
+            f"prompt lookup of {guesses}, both sides, fp32",
+            lambda guesses=guesses: peer.ours(engine, prompt, max_new_tokens=new, lookup=guesses),
+            lambda guesses=guesses: peer.theirs_of(prompt, new, prompt_lookup_num_tokens=guesses),
+            new,
+        )
 
 
 def part_int8(bench: Bench, peer: Peer, new: int) -> None:
