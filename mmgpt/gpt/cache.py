@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
-from mmgpt.gpt.attention import attention
+from mmgpt.gpt.attention import attention, within
 from mmgpt.gpt.cross import NEVER, CrossAttention, Media, View
 
 # On a CPU, rows of unequal length share one call of attention while what it reads of pads costs less than a call of
@@ -59,6 +59,12 @@ class Cache:
     def media_capacity(self) -> int:
         return self.media_keys.shape[3]
 
+    @property
+    def token_bytes(self) -> int:
+        """Memory of a token's keys and values in all layers."""
+        layers, _, kv_heads, _, head_width = self.keys.shape
+        return 2 * layers * kv_heads * head_width * self.keys.element_size()
+
     def extend(self, lengths: Sequence[int], rows: Sequence[int] | None = None) -> "Extension":
         """A pass of new tokens: `lengths[i]` of them follow what row `rows[i]` holds (rows ascend; None means all).
 
@@ -93,9 +99,7 @@ class Cache:
         to, source = (torch.tensor(list(some), device=self.keys.device) for some in (moved, moved.values()))
         for part in (self.keys[:, :, :, start:longest], self.values[:, :, :, start:longest]):
             part[:, to] = part[:, source]
-        lengths = {target: self.lengths[source] for target, source in moved.items()}
-        for target, length in lengths.items():
-            self.lengths[target] = length
+        self.lengths = [self.lengths[sources.get(row, row)] for row in range(self.rows)]
 
     def clear(self, row: int) -> None:
         """Forget what a row holds."""
@@ -106,7 +110,10 @@ class Cache:
         self.lengths[row] = min(self.lengths[row], length)
         if before := self.media_lengths[row]:
             kept = (self.since[row, :before] < length).nonzero().squeeze(1)
-            media, since = self.read_media(row)[:, :, :, kept], self.since[row, kept]
+            if len(kept) == before:
+                return
+            media = torch.stack([part[:, row, :, kept] for part in (self.media_keys, self.media_values)])
+            since = self.since[row, kept]
             self.since[row], self.media_lengths[row] = NEVER, 0
             self.write_media(row, media, since)
 
@@ -185,8 +192,8 @@ class Extension:
         self.rows = list(rows)
         self.device = cache.keys.device
         self.longest = max((cache.lengths[row] + new for row, new in zip(rows, lengths, strict=True)), default=0)
-        token = cache.keys[0, 0, :, :1]
-        self._token_bytes = 2 * token.numel() * token.element_size() if cache.rows else 0
+        self._token_bytes = cache.token_bytes // len(cache.keys)  # in one layer
+        self._masks: dict[tuple[int, int, int | None], tuple[Tensor | None, bool]] = {}  # shared by the layers
         self.buckets = list(self._runs())
 
     def to(self, device: torch.device | str) -> "Extension":
@@ -265,14 +272,12 @@ class Extension:
         else:
             keys[self._where, :, self.positions], values[self._where, :, self.positions] = k, v
         parts = []
-        for run in self.buckets:
-            count, start = len(run.old), 0 if window is None else max(0, min(run.old) + 1 - window)
+        for run, queries in zip(self.buckets, self.pad(q), strict=True):
+            start = 0 if window is None else max(0, min(run.old) + 1 - window)
             mask, causal = self._mask(run, start, window)
             seen, held = (kept[run.rows, :, start : run.total] for kept in (keys, values))
-            queries = q[run.tokens].view(count, run.new, *q.shape[1:]).transpose(1, 2)  # rows, heads, new, head_width
-            out = attention(queries, seen, held, mask, causal)
-            parts.append(out.transpose(1, 2).reshape(count * run.new, *q.shape[1:]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts.append(attention(queries, seen, held, mask, causal))
+        return self.flatten(parts)
 
     @cached_property
     def _level(self) -> tuple[slice, int] | None:
@@ -288,20 +293,16 @@ class Extension:
             self._masks[key] = self._make_mask(run, start, window)
         return self._masks[key]
 
-    @cached_property
-    def _masks(self) -> dict[tuple[int, int, int | None], tuple[Tensor | None, bool]]:
-        return {}  # layers with the same window share them
-
     def _make_mask(self, run: Run, start: int, window: int | None) -> tuple[Tensor | None, bool]:
         level = len(set(run.old)) == 1
-        within = window is None or run.total - start <= window
-        if level and within and run.new == 1:
+        all_seen = window is None or run.total - start <= window
+        if level and all_seen and run.new == 1:
             return None, False
-        if level and within and run.old[0] == 0:
+        if level and all_seen and run.old[0] == 0:
             return None, True
         positions = self.positions[run.tokens].view(-1, 1, run.new, 1)
         back = positions - torch.arange(start, run.total, device=self.device)  # rows, 1, new, seen
-        return ((back >= 0) if window is None else (back >= 0) & (back < window)), False
+        return within(back, window), False
 
     def close(self) -> None:
         """All layers are written: count the new tokens."""
@@ -339,6 +340,6 @@ class CachedView(View):
         for part, (rows, seen, mask) in zip(self.layout.pad(q), self.sights, strict=True):
             if seen:
                 k, v = (kept[rows, :, :seen].to(q.dtype) for kept in (keys, values))
-                part = attention(part.transpose(1, 2), k, v, mask).transpose(1, 2)
+                part = attention(part, k, v, mask)
             parts.append(part)
         return self.layout.flatten(parts)

@@ -85,7 +85,7 @@ class FreshView(View):
         for part, sight in zip(self.layout.pad(q), self.sights, strict=True):
             if sight.index.numel():
                 k, v = kv[sight.index].permute(2, 0, 3, 1, 4)  # rows, kv_heads, seen, head_width each
-                part = attention(part.transpose(1, 2), k, v, sight.mask).transpose(1, 2)
+                part = attention(part, k, v, sight.mask)
             parts.append(part)
         return self.layout.flatten(parts)
 

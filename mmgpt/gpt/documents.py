@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmgpt.gpt.attention import attention
+from mmgpt.gpt.attention import attention, within
 
 # A bucket takes in shorter documents while its pads stay below this share of its real tokens.
 MOST_PADDING = 0.25
@@ -130,12 +130,11 @@ class Documents:
             window: Tokens that each token looks back on, itself among them.
         """
         parts = []
-        for i, (bucket, *qkv) in enumerate(zip(self.buckets, *map(self.pad, (q, k, v)), strict=True)):
+        for i, (bucket, queries, *kv) in enumerate(zip(self.buckets, *map(self.pad, (q, k, v)), strict=True)):
             mask, past = (None, causal) if causal else (self.masks[i], False)
             if causal and window is not None and window < bucket.longest:
                 steps = torch.arange(bucket.longest, device=q.device)
-                back = steps[:, None] - steps
-                mask, past = (back >= 0) & (back < window), False
-            queries, keys, values = (part.transpose(1, 2) for part in qkv)
-            parts.append(attention(queries, keys, values, mask, past).transpose(1, 2))
+                mask, past = within(steps[:, None] - steps, window), False
+            keys, values = (part.transpose(1, 2) for part in kv)
+            parts.append(attention(queries, keys, values, mask, past))
         return self.flatten(parts)
