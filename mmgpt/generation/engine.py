@@ -38,7 +38,6 @@ class Request:
     prompt: Example
     decoding: Decoding
     searches: "list[Search]" = field(default_factory=list)
-    cancelled: bool = False
 
     @property
     def done(self) -> bool:
@@ -112,8 +111,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Stop work on a request; its answers stay as they stand."""
         for search in request.searches:
-            if not search.done:
-                search.done = True
+            search.done = True
         self.waiting = deque(search for search in self.waiting if not search.done)
         self._leave()
 
@@ -151,13 +149,13 @@ class Engine:
         likeliest = logits.argmax(dim=-1).tolist()
         start = 0
         for search, feed in feeds:
+            count = sum(map(len, feed))
             if search.prefilling:
-                search.fed += len(feed[0])
+                search.fed += count
                 if search.prefilling:
                     continue
                 self._keep(search)
-                search.features = []
-            count = sum(map(len, feed)) if search.guesses or len(feed) > 1 else 1
+                search.features, count = [], 1
             self._advance(search, logits[start : start + count], likeliest[start : start + count])
             start += count
         self._leave()
@@ -172,7 +170,7 @@ class Engine:
                 f"{self.model.config.gpt.context}; shorten it"
             )
         total = len(prompt) + room
-        needed = self._bytes(decoding.beams, _rounded(total))
+        needed = decoding.beams * (_rounded(total) + self._media_tokens(prompt)) * self.cache.token_bytes
         if needed > self.cache_bytes or decoding.beams > self.rows:
             raise ConfigError(
                 f"{prompt.where or 'prompt'}: {decoding.beams} rows of {total} tokens ({needed:,} bytes) do not fit "
@@ -227,11 +225,11 @@ class Engine:
         used = sum(len(other.rows) for other in self.active)
         rows = used + search.state.rows
         capacity = _rounded(max([search.total, *(other.total for other in self.active)]))
-        media = max(self._media_tokens(other) for other in [search, *self.active])
+        media = max(self._media_tokens(other.prompt) for other in [search, *self.active])
         if rows > self.rows:
             return False
         if rows > self.cache.rows or capacity > self.cache.capacity or media > self.cache.media_capacity:
-            most = min(self.rows, self.cache_bytes // self._bytes(1, capacity, media))
+            most = min(self.rows, self.cache_bytes // ((capacity + media) * self.cache.token_bytes))
             if rows > most:
                 return False
             rows = min(most, 1 << (rows - 1).bit_length())
@@ -316,17 +314,19 @@ class Engine:
 
     def _media(self, searches: list[Search]) -> Media | None:
         """What new prompts look at, where the model has cross-attention; it is told once, with their first piece."""
-        new = [bool(self.crossing and search.features and search.fed == 0) for search in searches]
-        if not any(new):
+        features: list[Tensor] = []
+        since: list[Tensor] = []
+        lengths: list[int] = []
+        for search in searches:
+            new = search.features if self.crossing and search.fed == 0 else []
+            places = [first for first, _ in search.prompt.media] if new else []
+            since += [
+                part.new_full((len(part),), first, dtype=torch.long) for part, first in zip(new, places, strict=True)
+            ]
+            features += new
+            lengths.append(sum(map(len, new)))
+        if not features:
             return None
-        features = [part for search, one in zip(searches, new, strict=True) if one for part in search.features]
-        since = [
-            torch.full((len(part),), first, device=part.device)
-            for search, one in zip(searches, new, strict=True)
-            if one
-            for (first, _), part in zip(search.prompt.media, search.features, strict=True)
-        ]
-        lengths = [sum(map(len, search.features)) if one else 0 for search, one in zip(searches, new, strict=True)]
         index = torch.arange(sum(lengths), device=features[0].device)
         return Media(torch.cat(features), index, lengths, torch.cat(since))
 
@@ -407,15 +407,9 @@ class Engine:
 
     # Sizes
 
-    def _media_tokens(self, search: Search) -> int:
-        return sum(item.features for _, item in search.prompt.media) if self.crossing else 0
-
-    def _bytes(self, rows: int, capacity: int, media: int = 0) -> int:
-        config = self.model.gpt.config
-        element = self.model.gpt.embedding.weight.element_size()
-        return (
-            2 * rows * (capacity + media) * config.layers * (config.kv_heads or 0) * (config.head_width or 0) * element
-        )
+    def _media_tokens(self, prompt: Example) -> int:
+        """What the prompt looks at beside its sequence."""
+        return sum(item.features for _, item in prompt.media) if self.crossing else 0
 
     def _weights_now(self) -> int:
         """Changes whenever a parameter does: torch counts how often each was written."""

@@ -5,13 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import some_audio, some_image, some_video
+from tiny import some_audio, some_image, some_video, tiny_config
 
 from mmgpt.batch import Example, collate
 from mmgpt.content import Message
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Decoding, Engine
-from mmgpt.processor import TooLongError
+from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor, TooLongError
 
 PARTS = [
     lambda i: some_image(i),
@@ -284,8 +285,54 @@ def test_an_abandoned_stream_leaves_nothing_behind(model, tokenizer, processor):
     assert set(engine.cache.lengths) == {0}
 
 
-def test_steps_without_work_do_nothing(model, tokenizer):
-    Engine(model, tokenizer).step()
+def test_steps_without_work_do_nothing(model, tokenizer, clock):
+    engine = Engine(model, tokenizer)
+    engine.step()
+    assert not clock.fed
+    assert engine.cache.rows == 0
+
+
+@pytest.fixture(scope="module", params=["inside", "gated"])
+def crossing(request, tokenizer) -> MultimodalGPT:
+    """Media stand beside its sequences; open gates."""
+    torch.manual_seed(0)
+    config = tiny_config(len(tokenizer))
+    config.gpt.cross = request.param
+    model = MultimodalGPT(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(1.0)
+            elif parameter.ndim >= 2:
+                parameter.mul_(0.5 if name == "gpt.embedding.weight" else 4.0)
+    return model
+
+
+@pytest.mark.parametrize("decoding", [WAYS[0], WAYS[1], WAYS[4]])
+def test_media_beside_the_sequence_are_shared_and_looked_at_once(crossing, tokenizer, decoding, monkeypatch):
+    processor = Processor(crossing.config, tokenizer)
+    talk = "What do you see and hear? " * 3
+    prompts = [
+        prompt(processor, talk, some_image(i % 2), "and", some_audio(0), "?" * n) for n, i in enumerate((0, 0, 1, 0))
+    ]
+    prompts.append(prompt(processor, "no media"))
+    alone = [Engine(crossing, tokenizer).run([one], decoding)[0] for one in prompts]
+    clock = Clock(crossing, monkeypatch)
+    engine = Engine(crossing, tokenizer, rows=6)
+    assert engine.run(prompts, decoding) == alone
+    assert sorted(clock.encoded) == ["audio", "image", "image"]
+    assert [engine.run([one], decoding)[0] for one in prompts] == alone
+    assert sorted(clock.encoded) == ["audio", "image", "image"]
+
+
+def test_media_beside_the_sequence_that_never_fit_are_told_at_once(crossing, tokenizer):
+    processor = Processor(crossing.config, tokenizer)
+    token_bytes = 2 * 2 * 32 * 4
+    looks = prompt(processor, *(some_audio(i) for i in range(4)))
+    engine = Engine(crossing, tokenizer, cache_bytes=64 * token_bytes)
+    assert engine.run([prompt(processor, "a")], Decoding(max_new_tokens=4))
+    with pytest.raises(ConfigError, match="do not fit"):
+        engine.submit(looks, Decoding(max_new_tokens=4))
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_another(model, tokenizer, processor):
