@@ -44,7 +44,7 @@ class Sampling:
         self.finish: Literal["stop", "length", "cancelled"] | None = None
         self.draws = torch.Generator().manual_seed((decoding.seed + 0x9E3779B97F4A7C15 * number) % 2**63)
         self.stopped_at: int | None = None  # where a stop text begins
-        self.seen = Counter(token for token in prompt if token != tokenizer.slot)
+        self.seen = set(prompt) - {tokenizer.slot} if decoding.repetition_penalty != 1 else set()
         self.lookup = Lookup(prompt, decoding.lookup) if decoding.lookup and decoding.greedy else None
 
     @property
@@ -110,9 +110,9 @@ class Sampling:
 
     def _penalise(self, scores: Tensor) -> Tensor:
         counts = Counter(self.tokens)
-        penalty = self.decoding.repetition_penalty
-        seen = torch.tensor(list(self.seen | counts), dtype=torch.long)
-        scores[seen] = torch.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+        if (penalty := self.decoding.repetition_penalty) != 1:
+            seen = torch.tensor(list(self.seen | counts.keys()), dtype=torch.long)
+            scores[seen] = torch.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
         if counts:
             tokens = torch.tensor(list(counts), dtype=torch.long)
             times = torch.tensor(list(counts.values()), dtype=scores.dtype)
