@@ -108,9 +108,9 @@ def evaluate(
     spoilt = answer_all(
         assistant, shuffle_media(samples, np.random.default_rng(seed)), decoding, "asking with shuffled media"
     )
-    controls = _by_task(spoilt.answered)
+    controls = _grouped(spoilt.answered, lambda sample: sample.task)
     scores: list[TaskScore] = []
-    for task, answered in _by_task(real.answered).items():
+    for task, answered in _grouped(real.answered, lambda sample: sample.task).items():
         control = controls[task] if any(_media(a.sample) for a in answered) else []
         if judge is not None:
             scores.append(_judged(task, answered, control, judge))
@@ -120,19 +120,20 @@ def evaluate(
     return Evaluation(scores, real.answered, real.broken)
 
 
-def _by_task(answered: Sequence[Answered]) -> dict[str, list[Answered]]:
-    tasks: dict[str, list[Answered]] = defaultdict(list)
+def _grouped(answered: Sequence[Answered], name: Callable[[Sample], str]) -> dict[str, list[Answered]]:
+    groups: dict[str, list[Answered]] = defaultdict(list)
     for one in answered:
-        tasks[one.sample.task].append(one)
-    return tasks
+        groups[name(one.sample)].append(one)
+    return groups
 
 
 def _judged(task: str, answered: list[Answered], control: list[Answered], judge: Judge) -> TaskScore:
     def share(some: list[Answered]) -> float:
         return sum(judge(one.sample, one.prediction) for one in some) / len(some)
 
-    groups = {name: [one for one in answered if one.sample.group == name] for name in _groups(answered)}
-    answered, control = ([one for one in some if not one.sample.group] or some for some in (answered, control))
+    groups = _grouped(answered, lambda sample: sample.group)
+    answered = groups.pop("", answered)
+    control = _grouped(control, lambda sample: sample.group).get("", control)
     score = share(answered)
     return TaskScore(
         task,
@@ -140,12 +141,8 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
         len(answered),
         interval=interval(round(score * len(answered)), len(answered)),
         control=share(control) if control else None,
-        groups={name: (share(some), len(some)) for name, some in groups.items()},
+        groups={name: (share(some), len(some)) for name, some in sorted(groups.items())},
     )
-
-
-def _groups(answered: list[Answered]) -> list[str]:
-    return sorted({one.sample.group for one in answered if one.sample.group})
 
 
 def _measured(task: str, answered: list[Answered], control: list[Answered], metric: Metric) -> TaskScore:
