@@ -123,16 +123,17 @@ def load(directory: str | Path, device: str | torch.device | None = None, int8: 
         CheckpointError: There is no checkpoint, or not a whole one.
         ConfigError: int8 is asked for where it does not run.
     """
+    if int8 and torch.device(device or "cpu").type != "cpu":
+        raise ConfigError(f"int8 runs on the CPU only, not on {device}; leave one of the two out")
     model, tokenizer = checkpoint.load(directory)
     if int8:
         from mmgpt.gpt.quantize import quantize_int8
 
-        if torch.device(device or "cpu").type != "cpu":
-            raise ConfigError(f"int8 runs on the CPU only, not on {device}; leave one of the two out")
         quantize_int8(model.gpt)
-        return Assistant(model, tokenizer)
-    model.gpt.lay_out_for_decoding()
-    return Assistant(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+    else:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.gpt.lay_out_for_decoding()
+    return Assistant(model, tokenizer)
 
 
 def _parts(kind: type[T], source: Any) -> list[T]:

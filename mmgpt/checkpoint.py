@@ -90,7 +90,7 @@ def load(directory: str | Path) -> "tuple[MultimodalGPT, Tokenizer]":
     values = _read_settings(directory)
     if values.get("model_type") == "vision-encoder-decoder":
         return vision_encoder_decoder.load(directory)
-    model = MultimodalGPT(read_config(directory))
+    model = MultimodalGPT(_config(values, directory))
     _load_tensors(model, directory / "model.safetensors")
     plain = from_dict(Plain, values["plain"], "plain") if "plain" in values else None
     return model.eval(), Tokenizer.load(directory, plain)
@@ -136,7 +136,11 @@ def _version_in_force(directory: Path) -> Path | None:
 
 def read_config(directory: Path) -> ModelConfig:
     """The resolved configuration of the model; pretrained weights are not fetched again."""
-    path, values = directory / "config.json", _read_settings(directory)
+    return _config(_read_settings(directory), directory)
+
+
+def _config(values: dict[str, Any], directory: Path) -> ModelConfig:
+    path = directory / "config.json"
     try:
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}; this mmgpt reads format {FORMAT}")
