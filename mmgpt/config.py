@@ -406,11 +406,17 @@ class TrainConfig:
         model: The model.
         data: The data.
         optimizer: The optimizer and its schedule.
-        batch_size: Samples to a step.
+        batch_size: Samples to a batch; None where batch_tokens is set.
+        batch_tokens: Instead of batch_size: most tokens to a batch, those of the encoders counted too. Batches are
+            packed full, so that all cost about the same.
+        accumulate: Batches to a step of the optimizer.
         epochs: Times through the data.
         seed: Of weights, order and made data.
         precision: auto is bf16-mixed where the machine computes in it, else 32-true.
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
+        save_every: Keep the state of the run, to resume from, each so many steps.
+        keep: How many states to keep.
+        resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
@@ -420,11 +426,16 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_size: int = 64
+    batch_size: int | None = 64
+    batch_tokens: int | None = None
+    accumulate: int = 1
     epochs: int = 1
     seed: int = 0
     precision: Precision = "auto"
     val_every: int = 0
+    save_every: int = 1000
+    keep: int = 2
+    resume: bool = False
     augment: bool = False
     freeze: list[str] = field(default_factory=list)
     beams: int = 1

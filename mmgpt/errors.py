@@ -21,6 +21,10 @@ class CheckpointError(MmgptError):
     """A checkpoint is missing, incomplete, of another shape, or cannot be written."""
 
 
+class TrainingError(MmgptError):
+    """Training cannot go on: a loss that is not finite, a run that is not the one to resume."""
+
+
 class WriteError(MmgptError):
     """A file cannot be written: no space, no permission, a folder in the way."""
 

@@ -12,7 +12,7 @@ import lightning
 
 from mmgpt import Assistant, GPTConfig, Image, Message, ModelConfig, MultimodalGPT, Processor, Tokenizer
 from mmgpt.config import ImageEncoderConfig, OptimizerConfig
-from mmgpt.data.dataset import make_loader
+from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
 from mmgpt.training.module import CaptioningModule
@@ -46,7 +46,7 @@ def main() -> None:
     module = CaptioningModule(model, OptimizerConfig(learning_rate=2e-3))
     trainer = lightning.Trainer(max_epochs=args.epochs, devices=1, logger=False, enable_checkpointing=False)
     processor = Processor(model.config, tokenizer)
-    loaders = [make_loader(some, processor, batch_size=32, shuffle=some is samples) for some in (samples, held_out)]
+    loaders = [Loader(some, processor, batch_size=32, shuffle=some is samples) for some in (samples, held_out)]
     trainer.fit(module, *loaders)
     print(*module.broken, sep="\n")  # pictures that could not be decoded
     assistant = Assistant(model, tokenizer)

@@ -8,11 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import nn
 
 from mmgpt.config import OptimizerConfig
-from mmgpt.data.dataset import LoadedBatch
-from mmgpt.errors import ConfigError, DataError
+from mmgpt.data.loader import Step
+from mmgpt.errors import ConfigError, DataError, TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.training.muon import Muon
@@ -21,51 +22,104 @@ Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 
 class MultimodalModule(L.LightningModule):
-    """Trains a MultimodalGPT on batches of `make_loader` by next-token cross-entropy on the supervised tokens.
+    """Trains a MultimodalGPT on the steps of a `Loader` by next-token cross-entropy on the supervised tokens.
+
+    The losses of a step are summed and divided by the number of its supervised tokens, those of all its batches and
+    all processes: neither packing, nor accumulation, nor the number of processes changes what is learned. Dropout and
+    other chance are drawn from the seed and the number of the step, so a resumed run draws them again.
 
     Args:
         model: The model to train.
-        optimizer: AdamW's settings and its schedule over the steps of the Trainer.
+        optimizer: The optimizer's settings and its schedule over the epochs, or the steps, of the Trainer.
         freeze: Starts of parameter names that are not trained (encoders.image, gpt, ...).
+        seed: Of all chance in training.
         metric: What generated answers of the validation samples are scored with, predictions against references.
+
+    Raises:
+        TrainingError: A gradient is not finite; the message names the step and its samples, and the weights are those
+            before it.
     """
 
     metric: Metric = staticmethod(exact_match)
 
-    def __init__(self, model: MultimodalGPT, optimizer: OptimizerConfig | None = None, freeze: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: MultimodalGPT,
+        optimizer: OptimizerConfig | None = None,
+        freeze: Sequence[str] = (),
+        seed: int = 0,
+    ):
         super().__init__()
+        self.automatic_optimization = False  # a step is more than one backward pass
         self.model = model
         self.optimizer = optimizer or OptimizerConfig()
+        self.seed = seed
         self.broken: list[str] = []
+        self.position: dict[str, Any] = {}  # in the data, after the last step
+        self._validated = torch.zeros(2, dtype=torch.float64)  # sum of the loss, supervised tokens
         freeze_parameters(model, freeze)
 
-    def training_step(self, loaded: LoadedBatch, index: int) -> Tensor | None:
-        self._note_broken(loaded)
-        if loaded.batch is None:
-            return None
-        loss = self.model.loss(loaded.batch)
-        self.log("loss", loss.mean, prog_bar=True, batch_size=loss.count)
-        return loss.mean
-
-    def validation_step(self, loaded: LoadedBatch, index: int) -> None:
-        self._note_broken(loaded)
-        if loaded.batch is None:
+    def training_step(self, step: Step, index: int) -> None:
+        self._note_broken(step)
+        self.position = step.state
+        if not step.count:
             return
-        loss = self.model.loss(loaded.batch)
-        # Lightning weighs by batch_size: the mean over all supervised tokens, whatever the batches.
-        self.log("val_loss", loss.mean, prog_bar=True, batch_size=loss.count)
+        torch.manual_seed(hash((self.seed, self.trainer.global_step, self.global_rank)) % 2**63)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for batch in step.batches:
+            if batch is None:
+                continue
+            loss = self.model.loss(batch).sum / step.count
+            self.manual_backward(loss * self.trainer.world_size)  # gradients are averaged over processes
+            total += loss.detach()
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf)
+        if not norm.isfinite():
+            raise TrainingError(
+                f"step {self.trainer.global_step + 1}: the gradient is not finite (loss {float(total):g}); nothing was "
+                f"changed by it. Its samples: {shown(', '.join(step.names))}. Lower the learning rate, or look at them"
+            )
+        factor = learning_rate(self.trainer.global_step + 1, self._progress(step), self.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
+        optimizer.step()
+        self.log("loss", total, prog_bar=True, batch_size=step.count)
 
-    def configure_optimizers(self) -> dict:  # type: ignore[override]
+    def _progress(self, step: Step) -> float:
+        """Share of the whole run that is done after a step."""
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        by_epochs = step.epochs / epochs if epochs > 0 else 0.0
+        by_steps = (self.trainer.global_step + 1) / steps if steps > 0 else 0.0
+        return min(1.0, max(by_epochs, by_steps))
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated.zero_()
+
+    def validation_step(self, step: Step, index: int) -> None:
+        self._note_broken(step)
+        for batch in step.batches:
+            if batch is not None:
+                loss = self.model.loss(batch)
+                self._validated += torch.tensor([float(loss.sum), loss.count], dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        total, count = self._validated.tolist()
+        if count:
+            self.log("val_loss", total / count, prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         settings = self.optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.model, settings)
         build = Muon if settings.muon is not None else partial(torch.optim.AdamW, fused=True)
-        optimizer = build(groups, lr=settings.learning_rate, betas=settings.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, settings))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = build(parameter_groups(self.model, settings), lr=settings.learning_rate, betas=settings.betas)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
 
-    def _note_broken(self, loaded: LoadedBatch) -> None:
-        for sample in loaded.broken:
+    def _note_broken(self, step: Step) -> None:
+        for sample in step.broken:
             if sample.reason not in self.broken:
                 self.broken.append(sample.reason)
 
@@ -82,13 +136,20 @@ class QAModule(MultimodalModule):
     metric = staticmethod(exact_match)
 
 
-def learning_rate(step: int, steps: int, settings: OptimizerConfig) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a cosine down to `final`."""
-    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min(1.0, (step - warmup) / max(1.0, steps - warmup))
-    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * done))
+def learning_rate(step: int, progress: float, settings: OptimizerConfig) -> float:
+    """Share of the peak learning rate in a step: linear warm-up, then a cosine down to `final`.
+
+    Args:
+        step: Its number, from 1.
+        progress: Share of the run that is done after it, in 0..1.
+        settings: The schedule.
+    """
+    # A warm-up of so many steps is the share of the run that so many of the steps so far have been.
+    warmup = settings.warmup * progress / step if settings.warmup >= 1 else settings.warmup
+    if progress < warmup:
+        return progress / warmup
+    done = (progress - warmup) / max(1e-9, 1 - warmup)
+    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:

@@ -1,30 +1,36 @@
 """A training run from its configuration: data, tokenizer, model, Trainer, and what is kept of it."""
 
+import csv
+import dataclasses
+import json
 import logging
 import random
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import PIL.Image
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt.config import DataConfig, Precision, TrainConfig
-from mmgpt.data.dataset import make_loader
+from mmgpt.data.loader import Loader
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
-from mmgpt.errors import ConfigError, DataError
+from mmgpt.errors import ConfigError, DataError, TrainingError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.callbacks import KeepCheckpoints, ShowSamples
+from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
+from mmgpt.training.state import states
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -57,14 +63,14 @@ def train(config: TrainConfig) -> Run:
     learner = Processor(model.config, tokenizer, augment=augment_picture if config.augment else None)
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze)
+    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze, config.seed)
     # The world's samples are made in the order they are to be learned in; those of files come as they lie.
     shuffle = config.data.format != "world"
-    size, workers = config.batch_size, config.data.workers
-    train_loader = make_loader(
-        train_samples, learner, batch_size=size, shuffle=shuffle, seed=config.seed, workers=workers
-    )
-    val_loader = make_loader(val_samples, processor, batch_size=size, shuffle=False, workers=workers)
+    sizes: dict[str, Any] = {
+        "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": config.data.workers
+    }  # fmt: skip
+    loader = Loader(train_samples, learner, accumulate=config.accumulate, shuffle=shuffle, seed=config.seed, **sizes)
+    val_loader = Loader(val_samples, processor, **sizes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary; "
@@ -72,38 +78,74 @@ def train(config: TrainConfig) -> Run:
         flush=True,
     )
     data = config.data.path or f"world {config.data.world}"
-    keep = KeepCheckpoints(out, tokenizer, {"data": data, "samples": len(train_samples), "epochs": config.epochs})
+    told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
+    checkpoints = KeepCheckpoints(out, tokenizer, told)
+    state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints)
+    logger = CSVLogger(save_dir=out, name="", version="")
     trainer = L.Trainer(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision=precision(config.precision),
         max_epochs=config.epochs,
-        gradient_clip_val=config.optimizer.clip,
         val_check_interval=config.val_every or None,
         check_val_every_n_epoch=None if config.val_every else 1,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
-        logger=CSVLogger(save_dir=out, name="", version=""),
+        logger=logger,
         callbacks=[
-            keep,
+            checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
+            state,
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    if config.resume:
+        if (resumed := state.resume(trainer, module, loader)) is not None:
+            print(f"going on from {resumed}", flush=True)
+            _restore_log(logger, resumed)
+    elif states(out):
+        raise TrainingError(
+            f"{out}: holds the state of a run that is not finished; go on with --resume true, or remove {out / 'state'}"
+        )
     started = time.monotonic()
     try:
-        trainer.fit(module, train_loader, val_loader)
-        if keep.saved_at < trainer.global_step:  # steps after the last multiple of val_every
+        trainer.fit(module, loader, val_loader)
+        if checkpoints.saved_at < trainer.global_step:  # steps after the last multiple of val_every
             trainer.validate(module, val_loader, verbose=False)
+    except SIGTERMException:
+        raise
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
+    shutil.rmtree(out / "state", ignore_errors=True)  # it is finished
     return Run(out, time.monotonic() - started, val_samples, module.broken)
+
+
+def _decisive(config: TrainConfig) -> dict[str, Any]:
+    """What decides how a run goes, by name and as JSON has it; a resumed run must have the same."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("out", "resume", "save_every", "keep", "beams"):
+        del values[name]
+    del values["data"]["workers"]
+    return values
+
+
+def _restore_log(logger: CSVLogger, state: Path) -> None:
+    """The log as it was: rows of steps that are made again would stand there twice."""
+    if (state / "metrics.csv").is_file():
+        with (state / "metrics.csv").open(newline="") as file:
+            rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        logger.experiment.metrics = rows
+        logger.save()
 
 
 def _check(config: TrainConfig) -> None:
     counts = {
-        "batch_size": config.batch_size,
+        "batch_size": 1 if config.batch_size is None else config.batch_size,
+        "batch_tokens": 1 if config.batch_tokens is None else config.batch_tokens,
+        "accumulate": config.accumulate,
+        "save_every": config.save_every,
+        "keep": config.keep,
         "epochs": config.epochs,
         "data.samples": config.data.samples,
         "data.val_samples": config.data.val_samples,

@@ -12,7 +12,7 @@ from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.content import Image, Message
-from mmgpt.data.dataset import make_loader
+from mmgpt.data.loader import Loader
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.model import MultimodalGPT
@@ -27,7 +27,8 @@ class Setting:
 
     module: CaptioningModule
     samples: list[Sample]
-    loader: torch.utils.data.DataLoader
+    loader: Loader
+    processor: Processor
     trainer: Callable[..., L.Trainer]
 
 
@@ -38,7 +39,8 @@ def setting(tmp_path, tokenizer) -> Setting:
     gpt = replace(config.model.gpt, vocab_size=len(tokenizer), dropout=0.1)
     module = CaptioningModule(MultimodalGPT(replace(config.model, gpt=gpt)), config.optimizer)
     samples = read_samples(config.data, "dev")
-    loader = make_loader(samples, Processor(module.model.config, tokenizer), batch_size=2, shuffle=False)
+    processor = Processor(module.model.config, tokenizer)
+    loader = Loader(samples, processor, batch_size=2)
 
     def trainer(*callbacks: L.Callback, **settings) -> L.Trainer:
         return L.Trainer(
@@ -46,7 +48,7 @@ def setting(tmp_path, tokenizer) -> Setting:
             enable_model_summary=False, callbacks=list(callbacks), **settings,
         )  # fmt: skip
 
-    return Setting(module, samples, loader, trainer)
+    return Setting(module, samples, loader, processor, trainer)
 
 
 def told(directory: Path) -> dict:
@@ -77,10 +79,10 @@ def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(setting):
     """Whatever the batches: each weighs by its tokens."""
     trainer = setting.trainer()
     trainer.validate(setting.module, setting.loader, verbose=False)
-    one_by_one = make_loader(setting.samples, setting.loader.dataset.processor, batch_size=1, shuffle=False)
+    one_by_one = Loader(setting.samples, setting.processor, batch_size=1)
     setting.module.eval()
     with torch.no_grad():
-        losses = [setting.module.model.loss(loaded.batch) for loaded in one_by_one]
+        losses = [setting.module.model.loss(batch) for step in one_by_one for batch in step.batches]
     expected = sum(loss.sum.item() for loss in losses) / sum(loss.count for loss in losses)
     assert len({loss.count for loss in losses}) > 1
     assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(expected, rel=1e-5)

@@ -1,14 +1,17 @@
+import lightning as L
 import pytest
 import torch
 from tiny import some_image
 from torch import nn
 
 from mmgpt.config import OptimizerConfig
-from mmgpt.content import Message
-from mmgpt.data.dataset import Broken, LoadedBatch, load_batch
-from mmgpt.errors import ConfigError, DataError
+from mmgpt.content import Image, Message
+from mmgpt.data.loader import Loader
+from mmgpt.data.sample import Sample
+from mmgpt.errors import ConfigError, DataError, TrainingError
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor
 from mmgpt.training.module import (
     CaptioningModule,
     MultimodalModule,
@@ -25,24 +28,25 @@ def fresh(model) -> MultimodalGPT:
     return MultimodalGPT(model.config)
 
 
+def rates(settings: OptimizerConfig, steps: int) -> list[float]:
+    return [learning_rate(step, step / steps, settings) for step in range(1, steps + 1)]
+
+
 def test_the_learning_rate_rises_to_its_peak_then_falls_along_a_cosine_to_its_end():
-    settings = OptimizerConfig(warmup=10, final=0.1)
-    rates = [learning_rate(step, 110, settings) for step in range(111)]
-    assert rates[:11] == pytest.approx([(step + 1) / 11 for step in range(11)])
-    assert max(rates) == rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[60] == pytest.approx((1 + 0.1) / 2)  # half way down
-    assert rates[110] == pytest.approx(0.1)
-    assert learning_rate(500, 110, settings) == pytest.approx(0.1)
+    all_of_them = rates(OptimizerConfig(warmup=10, final=0.1), 110)
+    assert all_of_them[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert max(all_of_them) == all_of_them[9] == 1.0
+    assert all_of_them[9:] == sorted(all_of_them[9:], reverse=True)
+    assert all_of_them[59] == pytest.approx((1 + 0.1) / 2)  # half way down
+    assert all_of_them[-1] == pytest.approx(0.1)
 
 
-def test_a_warm_up_below_one_is_a_share_of_all_steps():
-    share, steps = OptimizerConfig(warmup=0.25), OptimizerConfig(warmup=25)
-    assert [learning_rate(i, 100, share) for i in range(100)] == [learning_rate(i, 100, steps) for i in range(100)]
+def test_a_warm_up_below_one_is_a_share_of_the_run():
+    assert rates(OptimizerConfig(warmup=0.25), 100) == pytest.approx(rates(OptimizerConfig(warmup=25), 100))
 
 
-def test_without_a_warm_up_the_first_step_is_at_the_peak():
-    assert learning_rate(0, 100, OptimizerConfig(warmup=0)) == 1.0
+def test_without_a_warm_up_it_begins_next_to_the_peak():
+    assert rates(OptimizerConfig(warmup=0), 1000)[0] > 0.999
 
 
 def named_groups(model, settings):
@@ -114,37 +118,73 @@ def test_the_presets_differ_in_what_answers_are_scored_with(fresh):
     assert MultimodalModule(fresh).metric(["a"], [["a"]]) == 1.0
 
 
-def loaded(processor, answers: list[str]) -> LoadedBatch:
-    prompt = processor.encode_prompt([Message.of("user", some_image(0), "What?")])
-    return load_batch([[processor.encode_answer(prompt, answer)] for answer in answers])
+def sample(number: int, *answers: str) -> Sample:
+    return Sample((Message.of("user", some_image(number), "What?"),), answers, "ask", f"x:{number}")
 
 
-def test_the_training_loss_is_the_mean_over_supervised_tokens(fresh, processor):
-    module = MultimodalModule(fresh)
-    module.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no Trainer
-    both = module.training_step(loaded(processor, ["a", "a red circle"]), 0)
-    each = [fresh.loss(loaded(processor, [answer]).batch) for answer in ("a", "a red circle")]
-    assert both is not None
-    expected = sum(loss.sum.item() for loss in each) / sum(loss.count for loss in each)
-    assert both.item() == pytest.approx(expected, rel=1e-5)
+SAMPLES = [sample(i, *("a red circle " * (1 + i % 3), "blue")[: 1 + i % 2]) for i in range(8)]
 
 
-def test_a_batch_of_broken_samples_alone_is_skipped_and_each_reason_kept_once(fresh):
-    module = MultimodalModule(fresh)
-    batch = load_batch([[Broken("a.jpg: no")], [Broken("b.jpg: no")]])
-    for _ in range(2):
-        assert module.training_step(batch, 0) is None
-        module.validation_step(batch, 0)
-    assert module.broken == ["a.jpg: no", "b.jpg: no"]
+def trained(model: MultimodalGPT, processor: Processor, epochs=2, samples=SAMPLES, **loading) -> MultimodalModule:
+    """A fresh module after some epochs of plain gradient descent, so that weights tell gradients."""
+    module = MultimodalModule(MultimodalGPT(model.config), OptimizerConfig(clip=0, warmup=0), seed=3)
+    module.model.load_state_dict(model.state_dict())
+    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
+        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
+    )
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=epochs,
+    )  # fmt: skip
+    trainer.fit(module, Loader(samples, processor, shuffle=True, **loading))
+    return module
+
+
+def distance(one: MultimodalModule, other: MultimodalModule) -> float:
+    theirs = dict(other.model.named_parameters())
+    return max(float((p - theirs[name]).abs().max().detach()) for name, p in one.model.named_parameters())
+
+
+def test_accumulated_batches_teach_what_one_large_batch_teaches(fresh, processor):
+    large = trained(fresh, processor, batch_size=8)
+    assert distance(trained(fresh, processor, batch_size=2, accumulate=4), large) < 1e-6
+    assert distance(trained(fresh, processor, batch_size=3, accumulate=3), large) < 1e-6  # the last has two alone
+    assert distance(trained(fresh, processor, batch_tokens=100, accumulate=20), large) < 1e-6
+    assert distance(trained(fresh, processor, batch_size=4), large) > 1e-4  # two steps instead of one
+
+
+def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_step(fresh, processor):
+    module = trained(fresh, processor, epochs=1, batch_size=3, accumulate=3)
+    losses = [fresh.loss(batch) for step in Loader(SAMPLES, processor, batch_size=1) for batch in step.batches]
+    expected = sum(loss.sum.item() for loss in losses) / sum(loss.count for loss in losses)
+    assert float(module.trainer.callback_metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dropout_is_drawn_from_the_seed_and_the_step(fresh, processor):
+    fresh.config.gpt.dropout = 0.5
+    first = trained(fresh, processor, batch_size=4)
+    torch.rand(9)
+    assert distance(trained(fresh, processor, batch_size=4), first) == 0
+
+
+def test_a_step_of_broken_samples_alone_is_skipped_and_each_reason_kept_once(fresh, processor, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    prompt = (Message.of("user", Image(tmp_path / "no.png")),)
+    samples = [Sample(prompt, ("a",), "ask", f"x:{i}") for i in range(2)]
+    module = trained(fresh, processor, samples=samples, batch_size=1)
+    assert [reason.split(": ")[0] for reason in module.broken] == ["x:0", "x:1"]
+    assert module.trainer.global_step == 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_it_and_its_samples(fresh, processor):
+    with torch.no_grad():
+        fresh.gpt.embedding.weight[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match=r'step 1: the gradient is not finite \(loss nan\).*"x:\d, x:\d"'):
+        trained(fresh, processor, batch_size=2)
 
 
 def test_the_optimizer_has_the_settings_of_the_configuration(fresh):
-    settings = OptimizerConfig(learning_rate=0.02, betas=(0.8, 0.9), weight_decay=0.3, warmup=4)
-    module = MultimodalModule(fresh, settings)
-    module.trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()  # type: ignore[assignment]
-    made = module.configure_optimizers()
-    optimizer = made["optimizer"]
+    settings = OptimizerConfig(learning_rate=0.02, betas=(0.8, 0.9), weight_decay=0.3)
+    optimizer = MultimodalModule(fresh, settings).configure_optimizers()
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.3]
     assert all(group["betas"] == (0.8, 0.9) and group["initial_lr"] == 0.02 for group in optimizer.param_groups)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 / 5)  # the first of four steps of warm-up
-    assert made["lr_scheduler"]["interval"] == "step"

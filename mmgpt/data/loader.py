@@ -1,0 +1,248 @@
+"""The loader of training and validation: samples in their order to steps, which any place can be resumed from.
+
+    order ── workers ──► documents ── packing ──► batches ── accumulation ──► Step
+    of samples  decode     wait here              of a budget                what the optimizer learns from at once
+
+All that decides what a step holds is the seed, the place in the order and the documents that wait there, so a step is
+the same whatever the number of workers, and a run goes on from `Step.state` as if it had never stopped.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from mmgpt.batch import Batch, Example, check_supervised, collate
+from mmgpt.data.dataset import Broken, ExampleDataset
+from mmgpt.data.order import Order
+from mmgpt.data.packing import WINDOW, cost, pack
+from mmgpt.data.sample import Sample
+from mmgpt.errors import ConfigError, DataError, MmgptError
+from mmgpt.processor import Processor
+
+FETCHED = 8  # samples a worker is asked for at once
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the optimizer learns from.
+
+    Args:
+        batches: One after the other, their gradients added; None in a process that has nothing for one of them.
+        count: Supervised tokens of all batches in all processes.
+        names: Where the samples of this process' batches come from.
+        broken: What was lost of the samples since the last step.
+        epochs: Times through the data when this step is done.
+        state: Where to go on after this step (`Loader.load_state`).
+    """
+
+    batches: list[Batch | None]
+    count: int
+    names: list[str]
+    broken: list[Broken]
+    epochs: float
+    state: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> "Step":
+        return replace(self, batches=[batch and batch.to(device) for batch in self.batches])
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Documents that share their media, all or a piece of those of one sample, until their batch comes."""
+
+    place: int
+    piece: int
+    examples: list[Example]
+    cost: int
+
+
+class Loader(Iterable[Step]):
+    """Each iteration is an epoch of steps, the next one each time; after `load_state` it is the rest of one.
+
+    With several processes each has samples of its own, and all make the same number of steps.
+
+    Args:
+        samples: What to learn from.
+        processor: Makes examples of them.
+        batch_size: Samples to a batch of each process.
+        batch_tokens: Instead of batch_size: most tokens to a batch, counting those of its encoders, packed full.
+        accumulate: Batches to a step of the optimizer.
+        shuffle: Take the samples in another order in each epoch.
+        seed: Of the orders, and of random transforms.
+        workers: Processes that decode and tokenize; 0 does it in this one.
+
+    Raises:
+        ConfigError: Not exactly one of batch_size and batch_tokens is given.
+        DataError: A worker died, or the data are malformed.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Processor,
+        *,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        accumulate: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+    ):
+        if (batch_size is None) == (batch_tokens is None):
+            raise ConfigError("batch_size, batch_tokens: give one of them, samples or tokens to a batch")
+        self.order = Order(len(samples), shuffle, seed)
+        self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
+        self.accumulate = accumulate
+        self.load_state(_start(0))
+        self._chunks: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            _Encoded(ExampleDataset(samples, processor), seed),
+            batch_sampler=_Chunks(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=list,
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on after the step that this state was part of."""
+        self.state = state
+
+    def __iter__(self) -> Iterator[Step]:
+        epoch, position = self.state["epoch"], self.state["next"]
+        left_over = {(place, piece) for place, piece in self.state["waiting"]}
+        again = sorted({place for place, _ in left_over})
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        own = len(range(rank, len(self.order), processes))
+        fetched = self._fetch(
+            [(epoch, self.order.index(epoch, place * processes + rank)) for place in (*again, *range(position, own))]
+        )
+        waiting = [
+            unit
+            for place in again
+            for unit in self._units(place, *_parted(next(fetched)))
+            if (place, unit.piece) in left_over
+        ]
+        left = 1
+        while left > 0:
+            batches: list[Batch | None] = []
+            names: list[str] = []
+            broken: list[Broken] = []
+            for _ in range(self.accumulate):
+                while position < own and not self._enough(waiting):
+                    examples, lost = _parted(next(fetched))
+                    waiting += self._units(position, examples, lost)
+                    broken += lost
+                    position += 1
+                chosen = self._choose(waiting)
+                examples = [example for number in chosen for example in waiting[number].examples]
+                waiting = [unit for number, unit in enumerate(waiting) if number not in set(chosen)]
+                batches.append(collate(examples) if examples else None)
+                names += dict.fromkeys(example.where for example in examples)
+            count = sum(int(batch.supervised.sum()) for batch in batches if batch is not None)
+            count, left = _in_all(count, own - position + len({unit.place for unit in waiting}))
+            done = epoch + 1 - left / max(1, len(self.order))
+            state = {"epoch": epoch, "next": position, "waiting": [[unit.place, unit.piece] for unit in waiting]}
+            if not left:
+                state = _start(epoch + 1)
+            yield Step(batches, count, names, broken, done, state)
+        self.load_state(_start(epoch + 1))
+
+    def _enough(self, waiting: list[Waiting]) -> bool:
+        """Whether the next batch can be chosen well."""
+        if self.batch_size is not None:
+            return len(waiting) >= self.batch_size
+        assert self.batch_tokens is not None
+        return sum(unit.cost for unit in waiting) >= WINDOW * self.batch_tokens
+
+    def _choose(self, waiting: list[Waiting]) -> list[int]:
+        if self.batch_tokens is None or not waiting:
+            return list(range(len(waiting)))[: self.batch_size]
+        return pack([unit.cost for unit in waiting], self.batch_tokens)
+
+    def _units(self, place: int, examples: list[Example], lost: list[Broken]) -> list[Waiting]:
+        """The documents of a sample, in pieces that fit the budget; one document that never fits is lost."""
+        if self.batch_tokens is None:
+            return [Waiting(place, 0, examples, 0)] if examples else []
+        pieces: list[list[Example]] = []
+        for example in examples:
+            if cost([example]) > self.batch_tokens:
+                lost.append(
+                    Broken(f"{example.where}: {cost([example])} tokens do not fit batch_tokens {self.batch_tokens}")
+                )
+            elif pieces and cost([*pieces[-1], example]) <= self.batch_tokens:
+                pieces[-1].append(example)
+            else:
+                pieces.append([example])
+        return [Waiting(place, number, piece, cost(piece)) for number, piece in enumerate(pieces)]
+
+    def _fetch(self, keys: list[tuple[int, int]]) -> Iterator[list[Example | Broken]]:
+        """The documents of samples by (epoch, index), in this order."""
+        self._chunks = [keys[i : i + FETCHED] for i in range(0, len(keys), FETCHED)]
+        try:
+            for chunk in self._loader:
+                for parts in chunk:
+                    if isinstance(parts, MmgptError):
+                        raise parts
+                    yield parts
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker died: {error}; if memory ran out, lower data.workers or the size of a batch"
+            ) from None
+
+
+class _Chunks(Iterable[list[tuple[int, int]]]):
+    """The batch sampler of the workers: what the loader asks for now."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.loader._chunks)
+
+
+class _Encoded(Dataset[list[Example | Broken] | MmgptError]):
+    """Samples by (epoch, index): random transforms are the same whenever, and wherever, one is asked for.
+
+    Errors that stop the run are handed over, since a worker would wrap them in its own traceback.
+    """
+
+    def __init__(self, examples: ExampleDataset, seed: int):
+        self.examples = examples
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Example | Broken] | MmgptError:
+        epoch, index = key
+        if self.examples.processor.augment is not None:
+            random.seed(f"{self.seed} {epoch} {index}")
+        try:
+            return self.examples[index]
+        except MmgptError as error:
+            return error
+
+
+def _start(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "next": 0, "waiting": []}
+
+
+def _parted(parts: list[Example | Broken]) -> tuple[list[Example], list[Broken]]:
+    examples = [part for part in parts if isinstance(part, Example)]
+    check_supervised(examples)
+    return examples, [part for part in parts if isinstance(part, Broken)]
+
+
+def _in_all(*counts: int) -> tuple[int, ...]:
+    """Sums over all processes."""
+    if not dist.is_initialized():
+        return counts
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor(counts, dtype=torch.long, device=device)
+    dist.all_reduce(sums)
+    return tuple(sums.tolist())

@@ -1,0 +1,30 @@
+"""The order samples are taken in: a pure function of seed, epoch and place, so a place is all there is to resume."""
+
+import numpy as np
+
+
+class Order:
+    """A permutation for each epoch.
+
+    Args:
+        length: Number of samples.
+        shuffle: False takes them as they lie.
+        seed: Of the permutations.
+    """
+
+    def __init__(self, length: int, shuffle: bool, seed: int):
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self._epoch: tuple[int, np.ndarray] | None = None  # the one in use
+
+    def __len__(self) -> int:
+        return self.length
+
+    def index(self, epoch: int, place: int) -> int:
+        """The sample at a place of an epoch."""
+        if not self.shuffle:
+            return place
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return int(self._epoch[1][place])

@@ -1,0 +1,101 @@
+"""The state of a run, from which it goes on as if it had never stopped: weights, optimizer, place in the data.
+
+    OUT/state/<step>/model.safetensors       all parameters and buffers
+                     optimizer.safetensors   the optimizer's tensors, by the name of their parameter
+                     state.json              steps, place in the data of each process, what callbacks remember
+                     metrics.csv             the log so far
+
+There is no random state: what is drawn in a step, or for a sample, is drawn from the seed and its number. A state is
+written under another name and renamed, so one that is there is whole.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmgpt.errors import TrainingError, WriteError
+
+
+def states(out: Path) -> list[Path]:
+    """The states of a run, the latest last."""
+    folder = out / "state"
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def save_state(
+    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], keep: int
+) -> None:
+    """Write the state after a step and drop all but the last `keep`. Raises WriteError when it cannot be written."""
+    folder = out / "state"
+    draft, old, target = folder / ".draft", folder / ".old", folder / f"{step:09d}"
+    if target.is_dir():  # the run went on from before it, to the very same
+        return
+    for left_over in (draft, old):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        save_file(_weights(model), draft / "model.safetensors")
+        save_file(_flat(model, optimizer), draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps(values))
+        if (out / "metrics.csv").is_file():
+            shutil.copy(out / "metrics.csv", draft)
+        for path in draft.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        draft.rename(target)
+    except Exception as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise WriteError(f"{folder}: the state of step {step} is not saved: {error}") from error
+    for state in states(out)[:-keep]:
+        state.rename(old)  # first: half removed it would look like a whole one
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_values(state: Path) -> dict[str, Any]:
+    """What state.json holds."""
+    try:
+        return json.loads((state / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{state}: cannot be read: {error}; remove it to resume from the one before") from None
+
+
+def load_weights(state: Path, model: nn.Module) -> None:
+    """Put the weights of a state into the model."""
+    saved, own = load_file(state / "model.safetensors"), _weights(model)
+    if saved.keys() != own.keys():
+        raise TrainingError(f"{state}: holds another model ({sorted(saved.keys() ^ own.keys())[0]})")
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+
+
+def load_optimizer(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimizer's tensors of a state into a new optimizer of the same parameters."""
+    saved = load_file(state / "optimizer.safetensors")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            prefix = f"{names[id(parameter)]}/"
+            entries = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+            if entries:
+                optimizer.state[parameter] = {name: tensor.to(parameter.device) for name, tensor in entries.items()}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Each once, though modules may share them; buffers too that a checkpoint leaves out."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _flat(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }

@@ -1,0 +1,188 @@
+"""A run that was killed and resumed is the run that never was."""
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from walls import wall_config, write_walls
+
+from mmgpt import checkpoint
+from mmgpt.cli.train import save_config
+from mmgpt.config import TrainConfig
+from mmgpt.errors import DataError, TrainingError, WriteError
+from mmgpt.model import MultimodalGPT
+from mmgpt.training.run import train
+from mmgpt.training.state import read_values, save_state, states
+
+WAYS = {
+    "by samples": {"batch_size": 4},
+    "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2},  # with workers and Muon
+}
+
+
+def config_of(way: str, folder: Path, out: Path) -> TrainConfig:
+    """Dropout, random crops, broken pictures; validation and saves out of step with each other and with epochs."""
+    config = wall_config(folder, out, epochs=2, val_every=4, save_every=3, augment=True, **WAYS[way])
+    config.model.gpt.dropout = 0.1
+    if way == "packed":
+        config.data.workers = 1
+        config.optimizer.muon = 0.01
+    return config
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the processes of a run ended, and where it is."""
+
+    codes: list[int]
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
+    """Runs by their way and how they were ended; each goes on until it ends by itself."""
+    place = tmp_path_factory.mktemp("runs")
+    folder = write_walls(place / "walls", train=17, dev=4, broken=("train", "dev"))
+    moments = random.Random(0)
+    kills = {
+        "SIGKILL": [
+            ("state", 2),  # the first is half written
+            ("loss", moments.randint(4, 7)),  # the first is there, the second not
+            ("checkpoint", moments.randint(1, 4)),
+            ("drop", 6),
+            ("loss", moments.randint(4, 7)),
+        ],
+        "SIGTERM": [("loss", 3), ("loss", 2)],
+        "never": [],
+    }
+    asked = [(way, how) for way in WAYS for how in kills]
+    runs = []
+    for way, how in asked:
+        config = config_of(way, folder, place / f"{way} {how}")
+        if how == "SIGTERM":
+            config.save_every = 1000
+        save_config(config)
+        runs.append((f"{config.out}/config.yaml", how.replace("never", "SIGKILL"), kills[how]))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "kills.py"), json.dumps(runs)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(way, how): Ended(ends, place / f"{way} {how}") for (way, how), ends in zip(asked, codes, strict=True)}
+
+
+def left_by(out: Path) -> dict:
+    """All that a run leaves: weights bit for bit, what is told of them, the log, what else lies there."""
+    kept = {name: checkpoint.resolve(out / name) for name in ("best", "last")}
+    return {
+        **{name: (path / "model.safetensors").read_bytes() for name, path in kept.items()},
+        **{f"{name} told": checkpoint.read_training(path) for name, path in kept.items()},
+        "log": (out / "metrics.csv").read_text(),
+        "files": sorted(str(path.relative_to(out)) for path in out.rglob("*.png")),
+        "state": states(out),
+    }
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_any_moment_and_resumed_is_never_killed(ended, way):
+    killed = ended[way, "SIGKILL"]
+    assert killed.codes[-1] == 0
+    assert killed.codes.count(-9) >= 4
+    assert left_by(killed.out) == left_by(ended[way, "never"].out)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_told_to_end_it_keeps_its_state_at_once(ended, way):
+    """Though none would be due."""
+    told = ended[way, "SIGTERM"]
+    assert told.codes[-1] == 0
+    assert all(told.codes[:-1])
+    assert left_by(told.out) == left_by(ended[way, "never"].out)
+
+
+def a_state(tmp_path: Path, **changes) -> TrainConfig:
+    """A run that stopped in its fifth step."""
+    config = config_of("by samples", write_walls(tmp_path / "walls", train=17, dev=4), tmp_path / "run")
+    config = dataclasses.replace(config, **changes)
+
+    loss, calls = MultimodalGPT.loss, []
+
+    def stopping(self, batch):
+        calls.append(1)
+        if len(calls) > 4:
+            raise ZeroDivisionError
+        return loss(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MultimodalGPT, "loss", stopping)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    assert [path.name for path in states(tmp_path / "run")] == ["000000003"]
+    return config
+
+
+def test_a_run_that_is_not_finished_is_not_written_over(tmp_path):
+    config = a_state(tmp_path)
+    with pytest.raises(TrainingError, match=r"holds the state of a run that is not finished; go on with --resume true"):
+        train(config)
+
+
+def test_only_the_same_run_is_resumed(tmp_path):
+    config = a_state(tmp_path)
+    changed = dataclasses.replace(config, resume=True, batch_size=5)
+    with pytest.raises(TrainingError, match=r"is of a run with another batch_size: 4, not 5"):
+        train(changed)
+    moved = dataclasses.replace(config, resume=True, save_every=2, keep=1)  # which do not change what is learned
+    moved.data.workers = 1
+    train(moved)
+    assert states(tmp_path / "run") == []
+
+
+def test_a_state_that_cannot_be_read_is_named(tmp_path):
+    config = a_state(tmp_path)
+    state = states(tmp_path / "run")[-1]
+    (state / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"000000003: cannot be read: .*remove it"):
+        train(dataclasses.replace(config, resume=True))
+
+
+def saved(out: Path, steps: list[int], keep: int) -> list[str]:
+    model = torch.nn.Linear(2, 2)
+    for step in steps:
+        save_state(out, step, model, torch.optim.AdamW(model.parameters()), {"step": step}, keep)
+    return [path.name for path in states(out)]
+
+
+def test_the_last_ones_are_kept(tmp_path):
+    assert saved(tmp_path, [1, 2, 30, 4], keep=2) == ["000000004", "000000030"]
+    assert [read_values(path)["step"] for path in states(tmp_path)] == [4, 30]
+
+
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    saved(tmp_path, [1], keep=1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmgpt.training.state.save_file", full)
+    with pytest.raises(WriteError, match=r"the state of step 2 is not saved: .*No space left on device"):
+        saved(tmp_path, [2], keep=1)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["000000001"]
+
+
+def test_data_errors_keep_the_last_state(tmp_path):
+    """A shard that goes missing in the middle of an epoch stops the run; nothing that was learned is lost."""
+    config = a_state(tmp_path)
+    for path in (tmp_path / "walls").glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError):
+        train(dataclasses.replace(config, resume=True))
+    assert [path.name for path in states(tmp_path / "run")] == ["000000003"]
