@@ -416,6 +416,8 @@ class TrainConfig:
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
         save_every: Keep the state of the run, to resume from, each so many steps.
         keep: How many states to keep.
+        devices: Processes on this machine, each with a GPU of its own where there are any (DDP); torchrun, which starts
+            them itself, also on many machines, decides it instead.
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
@@ -435,6 +437,7 @@ class TrainConfig:
     val_every: int = 0
     save_every: int = 1000
     keep: int = 2
+    devices: int = 1
     resume: bool = False
     augment: bool = False
     freeze: list[str] = field(default_factory=list)

@@ -35,7 +35,10 @@ def run(config: TrainConfig) -> None:
     from mmgpt.training.report import finish
     from mmgpt.training.run import train
 
-    finish(config, train(config))
+    done = train(config)
+    if not done.first:
+        return
+    finish(config, done)
     print(f"\nnext:  mmgpt info {config.out}\n       open {Path(config.out) / 'report.html'} in a browser")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
@@ -18,7 +19,8 @@ from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.state import load_optimizer, load_weights, read_values, save_state, states
+from mmgpt.training.parallel import gathered
+from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
 
 
 class KeepCheckpoints(L.Callback):
@@ -57,38 +59,63 @@ class KeepState(L.Callback):
         keep: How many to keep.
         config: What the run is made from; one with another is not resumed.
         checkpoints: Which was the best so far is part of the state.
+        loader: Of the training samples.
+        resume: Go on from the latest state, if there is one.
+
+    Raises:
+        TrainingError: The state cannot be read or is of another run; or there is one, and it is not to be resumed.
     """
 
-    def __init__(self, out: Path, every: int, keep: int, config: dict[str, Any], checkpoints: KeepCheckpoints):
+    def __init__(
+        self,
+        out: Path,
+        every: int,
+        keep: int,
+        config: dict[str, Any],
+        checkpoints: KeepCheckpoints,
+        loader: Loader,
+        resume: bool,
+    ):
+        if not resume and states(out):
+            raise TrainingError(
+                f"{out}: holds the state of a run that is not finished; go on with --resume true, or remove its state/"
+            )
         self.out = out
         self.every = every
         self.keep = keep
         self.config = config
         self.checkpoints = checkpoints
-        self.resumed: Path | None = None
+        self.loader = loader
+        self.state = states(out)[-1] if resume and states(out) else None
 
-    def resume(self, trainer: L.Trainer, module: MultimodalModule, loader: Loader) -> Path | None:
-        """Before `trainer.fit`: go on from the latest state, which is returned; None if there is none.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.state is not None:
+            assert isinstance(pl_module, MultimodalModule)
+            self._resume(self.state, trainer, pl_module)
 
-        Raises TrainingError if it cannot be read or is of another run.
-        """
-        found = states(self.out)
-        if not found:
-            return None
-        self.resumed = found[-1]
-        values = read_values(self.resumed)
+    def _resume(self, state: Path, trainer: L.Trainer, module: MultimodalModule) -> None:
+        values = read_values(state)
         before = values["config"]
         if changed := next((name for name, value in self.config.items() if before.get(name) != value), None):
             raise TrainingError(
-                f"{self.resumed}: is of a run with another {changed}: {shown(before.get(changed))}, not "
+                f"{state}: is of a run with another {changed}: {shown(before.get(changed))}, not "
                 f"{shown(self.config[changed])}; resume with the same, or begin anew in another directory"
             )
-        load_weights(self.resumed, module.model)
-        module.position = values["position"]
-        module.broken = values["broken"]
+        if len(values["processes"]) != trainer.world_size:
+            raise TrainingError(
+                f"{state}: is of {len(values['processes'])} processes, which have the data among them; resume with as "
+                f"many, not {trainer.world_size}"
+            )
+        load_weights(state, module.model)
+        module.position, module.broken = values["processes"][trainer.global_rank]
+        self.loader.load_state(module.position)
         self.checkpoints.best = values["best"]
         self.checkpoints.saved_at = values["saved_at"]
-        loader.load_state(module.position)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    restore_log(state, logger)
+            print(f"going on from {state}", flush=True)
         # What the Trainer counts by, as its own loops would have it after so many steps.
         fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
         steps = epoch.manual_optimization.optim_step_progress
@@ -100,12 +127,11 @@ class KeepState(L.Callback):
             progress.total = _counted(progress.total, count)
         fit.epoch_progress.current = _counted(fit.epoch_progress.current, module.position["epoch"])
         epoch._batches_that_stepped = values["batches"]
-        return self.resumed
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.resumed is not None:
+        if self.state is not None:
             assert isinstance(pl_module, MultimodalModule)
-            load_optimizer(self.resumed, pl_module.model, trainer.optimizers[0])
+            load_optimizer(self.state, pl_module.model, trainer.optimizers[0])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -123,14 +149,14 @@ class KeepState(L.Callback):
             logger.save()
         values = {
             "config": self.config,
-            "position": module.position,
-            "broken": module.broken,
+            "processes": gathered((module.position, module.broken)),
             "best": self.checkpoints.best,
             "saved_at": self.checkpoints.saved_at,
             "batches": trainer.fit_loop.epoch_loop.batch_progress.total.completed,
             "steps": trainer.global_step,
         }
-        save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
+        if trainer.is_global_zero:
+            save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
 
 
 def _counted(progress: Any, count: int) -> Any:

@@ -17,7 +17,9 @@ from mmgpt.errors import ConfigError, DataError, TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.training.muon import Muon
+from mmgpt.training.parallel import summed, zero_of
 
+LOGGED = 10  # steps from one entry of the log to the next
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 
@@ -70,11 +72,13 @@ class MultimodalModule(L.LightningModule):
         optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for batch in step.batches:
-            if batch is None:
+            if batch is None and self.trainer.world_size == 1:
                 continue
-            loss = self.model.loss(batch).sum / step.count
-            self.manual_backward(loss * self.trainer.world_size)  # gradients are averaged over processes
+            loss = torch.zeros((), device=self.device) if batch is None else self.model.loss(batch).sum / step.count
             total += loss.detach()
+            if self.trainer.world_size > 1:
+                loss = loss * self.trainer.world_size + zero_of(self.model)  # gradients are averaged over processes
+            self.manual_backward(loss)
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf)
         if not norm.isfinite():
@@ -86,7 +90,9 @@ class MultimodalModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
         optimizer.step()
-        self.log("loss", total, prog_bar=True, batch_size=step.count)
+        if self.trainer.world_size == 1 or self.trainer.global_step % LOGGED == 0:
+            (mean,) = summed(float(total))
+            self.log("loss", mean, prog_bar=True, batch_size=step.count)
 
     def _progress(self, step: Step) -> float:
         """Share of the whole run that is done after a step."""
@@ -106,7 +112,7 @@ class MultimodalModule(L.LightningModule):
                 self._validated += torch.tensor([float(loss.sum), loss.count], dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        total, count = self._validated.tolist()
+        total, count = summed(*self._validated.tolist())
         if count:
             self.log("val_loss", total / count, prog_bar=True)
 

@@ -1,6 +1,5 @@
 """A training run from its configuration: data, tokenizer, model, Trainer, and what is kept of it."""
 
-import csv
 import dataclasses
 import json
 import logging
@@ -24,13 +23,13 @@ from mmgpt.data.loader import Loader
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
-from mmgpt.errors import ConfigError, DataError, TrainingError
+from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
-from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
-from mmgpt.training.state import states
+from mmgpt.training.module import LOGGED, CaptioningModule, MultimodalModule, QAModule
+from mmgpt.training.parallel import gathered, processes
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -39,12 +38,16 @@ WORLD_TEXTS = 2_000  # samples of the world that train its tokenizer; its words 
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run leaves: where it is, how long it took, and the samples it validated on."""
+    """What a finished run leaves: where it is, how long it took, and the samples it validated on.
+
+    Of several processes one is `first`: what is done once is done there.
+    """
 
     out: Path
     seconds: float
     val_samples: Sequence[Sample]
     broken: list[str]
+    first: bool = True
 
 
 def train(config: TrainConfig) -> Run:
@@ -80,18 +83,16 @@ def train(config: TrainConfig) -> Run:
     data = config.data.path or f"world {config.data.world}"
     told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
-    state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints)
-    logger = CSVLogger(save_dir=out, name="", version="")
+    state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=1,
+        **processes(config),
         precision=precision(config.precision),
         max_epochs=config.epochs,
         val_check_interval=config.val_every or None,
         check_val_every_n_epoch=None if config.val_every else 1,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=logger,
+        log_every_n_steps=LOGGED,
+        logger=CSVLogger(save_dir=out, name="", version=""),
         callbacks=[
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
@@ -100,14 +101,6 @@ def train(config: TrainConfig) -> Run:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    if config.resume:
-        if (resumed := state.resume(trainer, module, loader)) is not None:
-            print(f"going on from {resumed}", flush=True)
-            _restore_log(logger, resumed)
-    elif states(out):
-        raise TrainingError(
-            f"{out}: holds the state of a run that is not finished; go on with --resume true, or remove {out / 'state'}"
-        )
     started = time.monotonic()
     try:
         trainer.fit(module, loader, val_loader)
@@ -117,8 +110,10 @@ def train(config: TrainConfig) -> Run:
         raise
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
-    shutil.rmtree(out / "state", ignore_errors=True)  # it is finished
-    return Run(out, time.monotonic() - started, val_samples, module.broken)
+    broken = list(dict.fromkeys(reason for reasons in gathered(module.broken) for reason in reasons))
+    if trainer.is_global_zero:
+        shutil.rmtree(out / "state", ignore_errors=True)  # it is finished
+    return Run(out, time.monotonic() - started, val_samples, broken, trainer.is_global_zero)
 
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:
@@ -128,15 +123,6 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
         del values[name]
     del values["data"]["workers"]
     return values
-
-
-def _restore_log(logger: CSVLogger, state: Path) -> None:
-    """The log as it was: rows of steps that are made again would stand there twice."""
-    if (state / "metrics.csv").is_file():
-        with (state / "metrics.csv").open(newline="") as file:
-            rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-        logger.experiment.metrics = rows
-        logger.save()
 
 
 def _check(config: TrainConfig) -> None:

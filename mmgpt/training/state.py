@@ -9,6 +9,7 @@ There is no random state: what is drawn in a step, or for a sample, is drawn fro
 written under another name and renamed, so one that is there is whole.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -84,6 +86,15 @@ def load_optimizer(state: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             entries = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
             if entries:
                 optimizer.state[parameter] = {name: tensor.to(parameter.device) for name, tensor in entries.items()}
+
+
+def restore_log(state: Path, logger: CSVLogger) -> None:
+    """Make the log what it was: steps that are made again would stand in it twice."""
+    if (state / "metrics.csv").is_file():
+        with (state / "metrics.csv").open(newline="") as file:
+            rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        logger.experiment.metrics = rows
+        logger.save()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,80 @@
+"""Trains by plain gradient descent in the processes that torchrun starts, or in one, and saves the weights; a script.
+
+torchrun --nproc-per-node 2 ranks.py OUT
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from safetensors.torch import save_file
+from tiny import some_audio, some_image, some_video, tiny_config
+
+from mmgpt.config import OptimizerConfig
+from mmgpt.content import Message
+from mmgpt.data.loader import Loader
+from mmgpt.data.sample import Sample
+from mmgpt.model import MultimodalGPT
+from mmgpt.processor import Processor
+from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.module import MultimodalModule
+
+# What the samples show, in turn: of two processes the first has the even ones, the second the odd ones.
+CASES = {
+    "text and sound": [lambda i: None, some_audio],
+    "pictures and clips": [some_image, some_video],
+    "sound and pictures": [some_audio, some_image],
+    "nothing for the second": [some_image],
+}
+
+
+def samples(case: str) -> list[Sample]:
+    makers = CASES[case]
+    count = 1 if len(makers) == 1 else 9  # which do not divide evenly either
+    shown = [makers[i % len(makers)](i) for i in range(count)]
+    return [
+        Sample(
+            (Message.of("user", *([medium] if medium else []), "What?"),), (f"{i} is " + "so " * i,), "ask", f"x:{i}"
+        )
+        for i, medium in enumerate(shown)
+    ]
+
+
+def train(case: str, out: Path, crossing: bool = False, **loading) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
+    config = tiny_config(len(tokenizer))
+    config.gpt.cross = "inside" if crossing else None
+    torch.manual_seed(0)
+    module = MultimodalModule(MultimodalGPT(config), OptimizerConfig(clip=1.0, warmup=0))
+    parameters = list(module.model.parameters())
+    module.configure_optimizers = lambda: torch.optim.SGD([{"params": parameters, "initial_lr": 0.1}], lr=0.1)  # type: ignore
+    trainer = L.Trainer(
+        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    processor = Processor(module.model.config, tokenizer)
+    train, val = (Loader(samples(case), processor, shuffle=False, **loading) for _ in range(2))
+    trainer.fit(module, train, val)
+    if trainer.is_global_zero:
+        learned = {name: parameter.detach() for name, parameter in module.model.named_parameters()}
+        learned["val_loss"] = trainer.callback_metrics["val_loss"].reshape(1)
+        name = f"{case}{' beside the sequence' if crossing else ''}{' accumulated' if 'accumulate' in loading else ''}"
+        save_file(learned, out / f"{name}.safetensors")
+
+
+def main(out: Path) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for case in CASES:
+        train(case, out, batch_size=4 // processes)
+    train("text and sound", out, crossing=True, batch_size=4 // processes)
+    train("sound and pictures", out, batch_size=2 // processes, accumulate=2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""Two processes learn what one learns, whatever media each of them has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmgpt.config import TrainConfig
+from mmgpt.errors import ConfigError
+from mmgpt.training.parallel import gathered, processes, summed, zero_of
+
+SCRIPT = str(Path(__file__).parent / "ranks.py")
+CASES = [
+    "text and sound",
+    "pictures and clips",
+    "sound and pictures",
+    "nothing for the second",
+    "text and sound beside the sequence",
+    "sound and pictures accumulated",
+]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> dict[int, Path]:
+    """Where one process and two have left their weights."""
+    places = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [*command, SCRIPT, str(places[count])], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for count, command in ((1, [sys.executable]), (2, torchrun))
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output.decode()
+    return places
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_learns(learned, case):
+    one, two = (load_file(learned[count] / f"{case}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_the_cases_differ(learned):
+    losses = {case: float(load_file(learned[1] / f"{case}.safetensors")["val_loss"]) for case in CASES}
+    # Accumulation alone changes nothing.
+    assert losses["sound and pictures"] == pytest.approx(losses["sound and pictures accumulated"], rel=1e-6)
+    assert len({round(loss, 5) for loss in losses.values()}) == len(CASES) - 1
+
+
+def test_zero_gives_each_trained_parameter_a_gradient_of_zero():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[1].weight.requires_grad_(False)
+    zero_of(model).backward()
+    assert model[1].weight.grad is None
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_one_process_is_on_its_own():
+    assert summed(1.0, 2.0) == [1.0, 2.0]
+    assert gathered("a") == ["a"]
+
+
+def test_processes_are_those_asked_for_or_those_torchrun_started(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert processes(TrainConfig()) == {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
+    assert processes(TrainConfig(devices=2)) == {
+        "accelerator": "cpu", "devices": 2, "num_nodes": 1, "strategy": "ddp"
+    }  # fmt: skip
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert processes(TrainConfig()) == {"accelerator": "cpu", "devices": 4, "num_nodes": 2, "strategy": "ddp"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="devices: 4, but this machine has 2 GPUs"):
+        processes(TrainConfig())
