@@ -44,8 +44,8 @@ TASKS = {
     ),
     "classify": Task(
         (
-            "What sound is this?",
-            "What do you hear?",
+            "What is this?",
+            "Which kind is it?",
         ),
         ("exact_match",),
     ),

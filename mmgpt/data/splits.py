@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from mmgpt.errors import DataError, shown
 
 _DEV = ("dev", "val", "valid", "validation")
+SPLITS = ("train", *_DEV, "test")  # names by which files and folders tell their split
 
 
 def split_name(split: str) -> str:
