@@ -50,4 +50,6 @@ TASKS = {
         ("exact_match",),
     ),
     "ask": Task(("",), ("exact_match",)),
+    "write": Task(("",), ("bleu",)),
+    "continue": Task(("",), ()),
 }

@@ -94,7 +94,7 @@ def sharegpt_messages(row: Mapping[str, Any], media: Mapping[str, Sequence[Part]
     for kind, count in counts.items():
         if count != len(waiting.get(kind, [])):
             raise DataError(
-                f"{count} × <{kind}> in the turns, and {len(waiting.get(kind, []))} {kind}s named; they are equally many"
+                f"{count} × <{kind}> in the turns, and {len(waiting.get(kind, []))} {kind}s named; let them be as many"
             )
     return messages
 

@@ -1,9 +1,11 @@
 """VQA v2 as it is (Goyal et al. 2017; OK-VQA alike): questions, ten answers to each, and COCO's pictures.
 
-folder/v2_OpenEnded_mscoco_train2014_questions.json    {"questions": [{"question_id": 1, "image_id": 9, "question": "What?"}]}
-folder/v2_mscoco_train2014_annotations.json            {"annotations": [{"question_id": 1, "answers": [{"answer": "dog"}],
-                                                        "multiple_choice_answer": "dog"}]}
-folder/train2014/COCO_train2014_000000000009.jpg       or folder/images/..., or beside the files; or 000000000009.jpg
+folder/v2_OpenEnded_mscoco_train2014_questions.json
+    {"questions": [{"question_id": 1, "image_id": 9, "question": "What is it?"}]}
+folder/v2_mscoco_train2014_annotations.json
+    {"annotations": [{"question_id": 1, "answers": [{"answer": "dog"}, ...], "multiple_choice_answer": "dog"}]}
+folder/train2014/COCO_train2014_000000000009.jpg
+    or in images/, images/train2014/ or folder/ itself, or named 000000000009.jpg
 
 Training learns the one answer most people gave (multiple_choice_answer): ten documents of one question would repeat it,
 and teach what few people said. Held-out questions may be answered as at least three of the ten did, whom VQA's own
@@ -58,7 +60,9 @@ def read_vqa(path: Path, split: str) -> list[Sample]:
     return gathered.samples(split, hold_out="dev" not in files)
 
 
-def _sample(question: dict[str, Any], answers: dict[Any, tuple[str, ...]], folder: MediaFolder, subset: str, where: str) -> Sample:  # fmt: skip
+def _sample(
+    question: dict[str, Any], answers: dict[Any, tuple[str, ...]], folder: MediaFolder, subset: str, where: str
+) -> Sample:
     number, picture, text = (question.get(key) for key in ("question_id", "image_id", "question"))
     if not isinstance(number, int | str) or number not in answers:
         raise DataError(f"question_id {shown(number)} has no annotation, so no answers; is it of another split?")

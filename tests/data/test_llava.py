@@ -26,7 +26,10 @@ def said(*turns: str, **fields: Any) -> dict[str, Any]:
 
 def parts(message: Message) -> list[str]:
     """The texts, and the names of the media, in order."""
-    return [part.text if isinstance(part, Text) else f"{type(part).__name__}:{part.source.name}" for part in message.parts]  # type: ignore[union-attr]  # fmt: skip
+    return [
+        part.text if isinstance(part, Text) else f"{type(part).__name__}:{part.source.name}"  # type: ignore[union-attr]
+        for part in message.parts
+    ]
 
 
 @pytest.mark.parametrize("file", ["llava.json", "llava.jsonl"])
