@@ -75,13 +75,13 @@ class Archived:
 
     def read_bytes(self) -> bytes:
         if self.data is None:
-            raise MediaError(f"{self}: the shard became shorter")
+            raise MediaError(f"{self}: the shard became shorter; start again")
         return self.data
 
 
 def test_stored_bytes_are_decoded_as_bytes_and_named_as_their_store(load, refusal):
     assert refusal(lambda: load(Archived(b""))) == "shard.tar: a.bin: empty; give the content of a file"
-    assert refusal(lambda: load(Archived(None))) == "shard.tar: a.bin: the shard became shorter"
+    assert refusal(lambda: load(Archived(None))) == "shard.tar: a.bin: the shard became shorter; start again"
     assert refusal(lambda: load(Archived(b"letter" * 100))).startswith("shard.tar: a.bin: ")
     picture = io.BytesIO()
     PIL.Image.new("RGB", (3, 2), (200, 10, 10)).save(picture, "PNG")
