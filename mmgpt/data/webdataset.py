@@ -199,7 +199,6 @@ def _index(path: Path) -> Shard:
         if file.read(2) == b"\x1f\x8b":
             raise DataError(f"{path}: is compressed, so no sample is found without reading all before it; gunzip it")
         file.seek(0)
-        end = path.stat().st_size
         try:
             with tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
                 while (member := tar.next()) is not None:
@@ -208,7 +207,7 @@ def _index(path: Path) -> Shard:
                     if match is not None and match[1] != key:
                         close()
                         key = match[1]
-                    if broken := _wrong(member, end):
+                    if broken := _wrong(member):
                         break
                     if member.isdir() or match is None:
                         continue
@@ -241,14 +240,12 @@ def _index(path: Path) -> Shard:
     )
 
 
-def _wrong(member: tarfile.TarInfo, end: int) -> str:
+def _wrong(member: tarfile.TarInfo) -> str:
     """Why a member is not one of a shard, or nothing."""
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return f"{shown(member.name)} leads out of it"
     if not (member.isreg() or member.isdir()) or member.issparse():
         return f"{shown(member.name)} is a link or no ordinary file"
-    if member.offset_data + member.size > end:
-        return f"it is cut off inside {shown(member.name)}"
     return ""
 
 

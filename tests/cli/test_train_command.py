@@ -33,7 +33,9 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
 
 def test_a_mixture_is_named_in_the_file(tmp_path):
     path = tmp_path / "mix.yaml"
-    path.write_text("data: {format: mix, mix: {a: {format: chat, path: a.jsonl}, b: {format: hf, path: b, weight: 0.5}}}")
+    path.write_text(
+        "data: {format: mix, mix: {a: {format: chat, path: a.jsonl}, b: {format: hf, path: b, weight: 0.5}}}"
+    )
     mix = parse(["--config", str(path)]).data.mix
     assert mix == {"a": SourceConfig("chat", "a.jsonl"), "b": SourceConfig("hf", "b", weight=0.5)}
 

@@ -76,6 +76,8 @@ def test_a_draw_depends_on_the_seed_and_its_number_alone():
     one, other = make(1), make(1)
     straight = [one.draw(i) for i in range(2500)]
     assert [other.draw(i) for i in reversed(range(2500))] == straight[::-1]
+    blocks = [[source for source, _ in straight[start : start + BLOCK]] for start in (0, BLOCK)]
+    assert blocks[0] != blocks[1]
     reseeded = make(2)
     assert [reseeded.draw(i) for i in range(2500)] != straight
 

@@ -27,6 +27,8 @@ def test_plain_text_is_cut_at_paragraphs_else_lines_else_words(tmp_path):
         "Eight nine ten eleven.",
         "Twelve.\nOne two.\nThree.",
     ]
+    path.write_text("A b.\n\nC d.\nE f.\n\nG.\n")
+    assert documents(path, 11) == ["A b.", "C d.\nE f.", "G."]
     path.write_text("abcdefgh ijkl mnopqrstuvwxyz\n")
     assert documents(path, 10) == ["abcdefgh ", "ijkl ", "mnopqrstuv", "wxyz"]
 
