@@ -7,7 +7,7 @@ without a module.
 """
 
 import difflib
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -341,16 +341,57 @@ def slot_count(config: AdapterConfig, tokens: TokenGrid) -> int:
     return tokens.count
 
 
+FileFormat: TypeAlias = Literal[
+    "captions",
+    "coco",
+    "vqa",
+    "sounds",
+    "speech",
+    "folders",
+    "chat",
+    "llava",
+    "texts",
+    "parquet",
+    "webdataset",
+    "hf",
+]
+
+
+@dataclass
+class SourceConfig:
+    """One data set of a mixture.
+
+    Args:
+        format: As data.format, but neither world nor mix.
+        path: The folder or file.
+        weight: Its share of the training samples, beside the other weights; each is kept to a thousandth of them all.
+        split: Which part to train on, where the data set names its splits.
+        val_split: Which part to validate on.
+    """
+
+    format: FileFormat
+    path: str
+    weight: float = 1.0
+    split: str = "train"
+    val_split: str = "dev"
+
+
 @dataclass
 class DataConfig:
     """Where samples come from.
 
     Args:
         format: world (the built-in demo world), captions (folder of pictures + captions file; Flickr8k's layout too),
-            coco (captions JSON), sounds (folder of sounds + transcripts or labels) or chat (JSONL of conversations).
-        path: The folder or file; not needed for world.
+            coco (captions JSON), vqa (VQA v2's JSON), sounds (folder of sounds + transcripts or labels), speech
+            (LibriSpeech, or a manifest in JSON lines), folders (named by the classes of what is in them), chat (JSONL
+            of conversations), llava (conversations as LLaVA and ShareGPT write them), texts (plain text, or tables of
+            prompts and answers), parquet (as on the Hugging Face Hub), webdataset (tar shards), hf (save_to_disk of
+            the library datasets) or mix (several of these).
+        path: The folder or file; not needed for world and mix.
         split: Which part to train on, where the data set names its splits.
         val_split: Which part to validate on; where none is named, every tenth sample by sorted name.
+        mix: The data sets of a mixture by names of your own (mix only).
+        text_length: Most bytes of a document that plain text is cut into (texts only).
         world: small or hard (world only).
         vocab_size: Size of the tokenizer that is trained on the texts, where none is given.
         tokenizer: A directory with tokenizer.json; None trains one on the texts.
@@ -359,10 +400,12 @@ class DataConfig:
         workers: Processes that decode media.
     """
 
-    format: Literal["world", "captions", "coco", "sounds", "chat"] = "world"
+    format: FileFormat | Literal["world", "mix"] = "world"
     path: str | None = None
     split: str = "train"
     val_split: str = "dev"
+    mix: dict[str, SourceConfig] = field(default_factory=dict)
+    text_length: int = 2000
     world: Literal["small", "hard"] = "small"
     vocab_size: int = 4096
     tokenizer: str | None = None
@@ -445,13 +488,17 @@ class TrainConfig:
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
-    """A configuration dataclass from plain JSON values. Raises ConfigError for an unknown key, with the nearest one."""
+    """A configuration dataclass from plain JSON values. Raises ConfigError for an unknown key, with the nearest one,
+    and for one that is missing."""
     hints = get_type_hints(kind)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(hints)}"
             raise ConfigError(f"{where}.{key}: unknown; {hint}")
+    for field_ in fields(kind):
+        if field_.name not in values and field_.default is MISSING and field_.default_factory is MISSING:
+            raise ConfigError(f"{where}.{field_.name}: missing; it has no default")
     return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +14,15 @@ Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """The bytes of a file that stays where it is until they are needed: in an archive, a table. str() is its name."""
+
+    def read_bytes(self) -> bytes:
+        """All of them. Raises MediaError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Text:
     """A piece of text."""
@@ -23,9 +32,9 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """A picture: a path, the bytes of a file, a PIL image, or an array (height, width, 3) of uint8."""
+    """A picture: a path, the bytes of a file, Stored ones, a PIL image, or an array (height, width, 3) of uint8."""
 
-    source: "str | Path | bytes | PIL.Image.Image | np.ndarray"
+    source: "str | Path | bytes | Stored | PIL.Image.Image | np.ndarray"
 
     def load(self) -> "PIL.Image.Image":
         """The decoded picture, upright, RGB. Raises MediaError."""
@@ -36,9 +45,9 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """A sound: a path, the bytes of a file, or a float array (samples,) in -1..1 with its sample_rate in Hz."""
+    """A sound: a path, the bytes of a file, Stored ones, or a float array (samples,) in -1..1 with its rate in Hz."""
 
-    source: "str | Path | bytes | np.ndarray"
+    source: "str | Path | bytes | Stored | np.ndarray"
     sample_rate: int | None = None
 
     def load(self, max_seconds: float = 600.0) -> "Waveform":
@@ -50,12 +59,12 @@ class Audio:
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """A video: a path, the bytes of a file, or an array (time, height, width, 3) of uint8 with its frame rate.
+    """A video: a path, the bytes of a file, Stored ones, or a uint8 array (time, height, width, 3) with its frame rate.
 
     `sound` is the sound track that goes with an array; that of a file is read from the file.
     """
 
-    source: "str | Path | bytes | np.ndarray"
+    source: "str | Path | bytes | Stored | np.ndarray"
     frame_rate: float | None = None
     sound: Audio | None = None
 

@@ -1,6 +1,7 @@
 """Names written in data, looked up among the files of the one folder that the user gave."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from mmgpt.errors import DataError, shown
@@ -32,6 +33,32 @@ class MediaFolder:
         if name not in self._found:
             self._found[name] = self._look_for(name)
         return self._found[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file. Raises DataError as `find` does for a name that leads elsewhere."""
+        try:
+            self.find(name)
+        except MissingFileError:
+            return False
+        return True
+
+    def files(self, suffixes: Collection[str]) -> list[str]:
+        """The names of all files below the root with one of these suffixes (".jpg", in any case), sorted.
+
+        Hidden files and folders are left out, and links to folders are not followed. Raises DataError for a link to a
+        file elsewhere.
+        """
+        found = []
+        for directory, folders, names in os.walk(self.root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = os.path.relpath(directory, self.root)
+            for name in names:
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122
+                    path = os.path.normpath(os.path.join(below, name))  # noqa: PTH118  a Path for each file is slow
+                    if os.path.islink(os.path.join(directory, name)):  # noqa: PTH114, PTH118
+                        self._refuse_outside(path)
+                    found.append(path)
+        return sorted(found)
 
     def _look_for(self, name: str) -> Path:
         if "://" in name:

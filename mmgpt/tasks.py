@@ -44,10 +44,12 @@ TASKS = {
     ),
     "classify": Task(
         (
-            "What sound is this?",
-            "What do you hear?",
+            "What is this?",
+            "Which kind is it?",
         ),
         ("exact_match",),
     ),
     "ask": Task(("",), ("exact_match",)),
+    "write": Task(("",), ("bleu",)),
+    "continue": Task(("",), ()),
 }

@@ -65,3 +65,23 @@ def test_a_link_to_itself_is_missing(root):
 def test_a_url_is_refused(root):
     with pytest.raises(DataError, match="is a URL, and nothing is fetched"):
         MediaFolder(root).find("https://example.org/a.jpg")
+
+
+def test_files_below_are_listed_by_suffix_without_hidden_ones_and_linked_folders(root):
+    for name in ("B.JPG", "notes.txt", ".hidden.jpg", ".deep/x.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    (root / "linked").symlink_to(root.parent / "outside")
+    (root / "inside.jpg").symlink_to(root / "a.jpg")
+    names = ["B.JPG", "a.jpg", "images/a.jpg", "images/b.jpg", "images/deep/c.jpg", "inside.jpg"]
+    assert MediaFolder(root).files({".jpg"}) == names
+    (root / "images/out.jpg").symlink_to(root.parent / "outside" / "d.jpg")
+    with pytest.raises(DataError, match=r"images/out.jpg is a link out of the folder"):
+        MediaFolder(root).files({".jpg"})
+
+
+def test_has_tells_whether_find_would_find(root):
+    folder = MediaFolder(root, ("images",))
+    assert (folder.has("b.jpg"), folder.has("z.jpg")) == (True, False)
+    with pytest.raises(DataError, match="leads out of the folder"):
+        folder.has("../outside/d.jpg")

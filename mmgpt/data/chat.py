@@ -5,20 +5,23 @@
               {"role": "assistant", "content": "A dog."}], "split": "train"}
 """
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmgpt.chat_format import parse_messages
 from mmgpt.content import Message, Text
-from mmgpt.data.annotations import raise_missing
+from mmgpt.data.gathered import Gathered
 from mmgpt.data.sample import Sample
-from mmgpt.data.splits import members
 from mmgpt.data.table import parse_json, read_lines
-from mmgpt.errors import DataError, shown
-from mmgpt.folder import MediaFolder, MissingFileError
+from mmgpt.errors import DataError
+from mmgpt.folder import MediaFolder
 
 
 def read_chat(path: Path, split: str) -> list[Sample]:
     """The conversations of a split, in the order of the file. The last turn, the assistant's, is the answer.
+
+    Earlier turns of the assistant stand in the prompt, and are learned from too.
 
     Args:
         path: The JSONL file; media are named relative to its folder.
@@ -31,34 +34,21 @@ def read_chat(path: Path, split: str) -> list[Sample]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; format chat reads a JSONL file of conversations")
     folder = MediaFolder(path.parent)
-    samples: list[tuple[str, Sample]] = []
-    splits: dict[str, str | None] = {}
-    missing: list[str] = []
+    gathered = Gathered(path)
     for number, line in read_lines(path):
         where = f"{path}:{number}"
         conversation = parse_json(line, path, number)
         own_split = conversation.get("split") if isinstance(conversation, dict) else None
-        if own_split is not None and not isinstance(own_split, str):
-            raise DataError(f"{where}: the split is {shown(own_split)}; it is a string")
-        try:
-            sample = _sample(parse_messages(conversation, folder), where)
-        except MissingFileError as error:
-            missing.append(f"{where}: {error}; add the file or remove the line")
-            continue
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        name = f"{number:09d}" if own_split else _first_file(sample) or f"{number:09d}"
-        splits[name] = own_split
-        samples.append((name, sample))
-    raise_missing(missing)
-    try:
-        chosen = set(members(splits, split))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    return [sample for name, sample in samples if name in chosen]
+        gathered.add(where, own_split, partial(_sample, conversation, folder, where))
+    return gathered.samples(split)
 
 
-def _sample(messages: list[Message], where: str) -> Sample:
+def _sample(conversation: Any, folder: MediaFolder, where: str) -> Sample:
+    return conversation_sample(parse_messages(conversation, folder), where)
+
+
+def conversation_sample(messages: list[Message], where: str) -> Sample:
+    """The sample of a conversation that ends with the assistant's answer. Raises DataError for any other."""
     *prompt, last = messages
     if all(message.role != "assistant" for message in messages):
         raise DataError("no message of the assistant, so there is nothing to learn; add its answer")
@@ -73,9 +63,3 @@ def _sample(messages: list[Message], where: str) -> Sample:
     if not answer:
         raise DataError("the assistant's answer is empty; fill it in or remove the line")
     return Sample(tuple(prompt), (answer,), "ask", where)
-
-
-def _first_file(sample: Sample) -> str:
-    """The path of the first picture, sound or video that is a file, or nothing."""
-    media = (part for message in sample.prompt for part in message.parts if not isinstance(part, Text))
-    return next((str(part.source) for part in media if isinstance(part.source, Path)), "")

@@ -57,13 +57,13 @@ def _captions_files(folder: Path) -> dict[str, Path]:
 def _read(path: Path, split: str) -> Annotations:
     document = parse_json(read_text(path), path)
     images = {}
-    for where, image in _objects(document, "images", path):
+    for where, image in objects(document, "images", path):
         if image.get("id") is None or not isinstance(image["id"], int | str):
             raise DataError(f"{where}: no id")
         if images.setdefault(image["id"], image) is not image:
             raise DataError(f"{where}: the id {shown(image['id'])} is that of an earlier picture")
     annotations = Annotations(path, _pictures_of(path), Image)
-    for where, annotation in _objects(document, "annotations", path):
+    for where, annotation in objects(document, "annotations", path):
         image_id = annotation.get("image_id")
         if not isinstance(image_id, int | str) or image_id not in images:
             raise DataError(f'{where}: image_id {shown(image_id)} is not the id of any of "images"')
@@ -78,7 +78,7 @@ def _pictures_of(path: Path) -> MediaFolder:
     return MediaFolder(folder, ("images", own, f"images/{own}") if own else ("images",))
 
 
-def _objects(document: Any, key: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+def objects(document: Any, key: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a list of the document, each with its place: JSON knows no lines once it is read."""
     values = document.get(key) if isinstance(document, dict) else None
     if not isinstance(values, list):

@@ -33,7 +33,10 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> list[Example | Broken]:
-        sample = self.samples[index]
+        return self.encode(self.samples[index])
+
+    def encode(self, sample: Sample) -> list[Example | Broken]:
+        """The examples of any sample."""
         try:
             prompt = self.processor.encode_prompt(sample.prompt, where=sample.where)
         except MediaError as error:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Batch, Example, check_supervised, collate
 from mmgpt.data.dataset import Broken, ExampleDataset
+from mmgpt.data.mixture import Mixture
 from mmgpt.data.order import Order
 from mmgpt.data.packing import WINDOW, cost, pack
 from mmgpt.data.sample import Sample
@@ -72,7 +73,7 @@ class Loader(Iterable[Step]):
         batch_size: Samples to a batch of each process.
         batch_tokens: Instead of batch_size: most tokens to a batch, counting those of its encoders, packed full.
         accumulate: Batches to a step of the optimizer.
-        shuffle: Take the samples in another order in each epoch.
+        shuffle: Take the samples in another order in each epoch; those of a mixture are drawn in its own.
         seed: Of the orders, and of random transforms.
         workers: Processes that decode and tokenize; 0 does it in this one.
 
@@ -95,7 +96,7 @@ class Loader(Iterable[Step]):
     ):
         if (batch_size is None) == (batch_tokens is None):
             raise ConfigError("batch_size, batch_tokens: give one of them, samples or tokens to a batch")
-        self.order = Order(len(samples), shuffle, seed)
+        self.order = Order(len(samples), shuffle, seed, drawn=isinstance(samples, Mixture))
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.accumulate = accumulate
@@ -223,7 +224,8 @@ class _Encoded(Dataset[list[Example | Broken] | MmgptError]):
         if self.examples.processor.augment is not None:
             random.seed(f"{self.seed} {epoch} {index}")
         try:
-            return self.examples[index]
+            samples = self.examples.samples
+            return self.examples.encode(samples.sample(index) if isinstance(samples, Mixture) else samples[index])
         except MmgptError as error:
             return error
 

@@ -10,12 +10,14 @@ class Order:
         length: Number of samples.
         shuffle: False takes them as they lie.
         seed: Of the permutations.
+        drawn: They are drawn from a mixture, whose draws go on from one epoch to the next in orders of their own.
     """
 
-    def __init__(self, length: int, shuffle: bool, seed: int):
+    def __init__(self, length: int, shuffle: bool, seed: int, drawn: bool = False):
         self.length = length
         self.shuffle = shuffle
         self.seed = seed
+        self.drawn = drawn
         self._epoch: tuple[int, np.ndarray] | None = None  # the one in use
 
     def __len__(self) -> int:
@@ -23,6 +25,8 @@ class Order:
 
     def index(self, epoch: int, place: int) -> int:
         """The sample at a place of an epoch."""
+        if self.drawn:
+            return epoch * self.length + place
         if not self.shuffle:
             return place
         if self._epoch is None or self._epoch[0] != epoch:

@@ -1,10 +1,14 @@
 """Which samples are trained on, and which are held out: one rule for every format."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from mmgpt.errors import DataError, shown
 
 _DEV = ("dev", "val", "valid", "validation")
+SPLITS = ("train", *_DEV, "test")  # names by which files and folders tell their split
 
 
 def split_name(split: str) -> str:
@@ -37,3 +41,41 @@ def members(splits: Mapping[str, str | None], split: str, hold_out: bool = True)
         counts = ", ".join(f"{own} ({list(named.values()).count(own)})" for own in dict.fromkeys(named.values()))
         raise DataError(f"nothing is in the split {shown(split)}; there is {counts or 'nothing at all'}")
     return found
+
+
+def split_in_name(name: str) -> str | None:
+    """The split that a file's name tells: "data/train-00000-of-00002.parquet", "val/0.tar". None if it tells none."""
+    words = (re.split(r"[^a-z]", piece, maxsplit=1)[0] for piece in reversed(name.lower().split("/")))
+    return next((split_name(word) for word in words if word in SPLITS), None)
+
+
+def row_numbers(names: Sequence[str | None], codes: np.ndarray, split: str) -> np.ndarray:
+    """The numbers of the rows of a split, where there are too many rows to give each a name.
+
+    As `members`, but that of every ten training rows one is held out whose place moves on by one from ten to ten: rows
+    may take turns between ten classes.
+
+    Args:
+        names: The splits there are; None is "train".
+        codes: (rows,) which of them each row is of.
+        split: The one that is wanted.
+
+    Raises:
+        DataError: There is nothing in it.
+    """
+    known = [split_name(name or "train") for name in names]
+    wanted = split_name(split)
+
+    def rows_of(name: str) -> np.ndarray:
+        return np.flatnonzero(np.isin(codes, [code for code, own in enumerate(known) if own == name]))
+
+    rows = rows_of(wanted)
+    if "dev" not in known and wanted in ("train", "dev"):
+        training = rows_of("train")
+        place = np.arange(len(training))
+        held_out = place % 10 == place // 10 % 10
+        rows = training[held_out == (wanted == "dev")]
+    if not len(rows):
+        counts = ", ".join(f"{name} ({len(rows_of(name))})" for name in dict.fromkeys(known))
+        raise DataError(f"nothing is in the split {shown(split)}; there is {counts or 'nothing at all'}")
+    return rows

@@ -166,8 +166,9 @@ def shown(one: Answered, judge: Judge | None = None) -> ReportSample:
     """An answer with its media decoded, for the report and for pictures of samples."""
     sample = one.sample
     media = _media(sample)
-    text = " ".join(part.text for part in sample.prompt[-1].parts if isinstance(part, Text))
-    texts_only = sample.task in ("caption", "describe") and judge is None
+    last = sample.prompt[-1].parts if sample.prompt else ()  # a text to continue has no prompt
+    text = " ".join(part.text for part in last if isinstance(part, Text))
+    texts_only = sample.task in ("caption", "describe", "write", "continue") and judge is None
     correct = (
         judge(sample, one.prediction) if judge else None if texts_only else is_match(one.prediction, sample.answers)
     )

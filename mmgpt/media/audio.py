@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from av import AudioFrame, AudioResampler, Packet
 
+from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.container import container, packets
 from mmgpt.media.source import name_of
@@ -26,7 +27,10 @@ class Waveform:
 
 
 def load_audio(
-    source: "str | os.PathLike[str] | bytes | np.ndarray", sample_rate: int | None = None, *, max_seconds: float
+    source: "str | os.PathLike[str] | bytes | Stored | np.ndarray",
+    sample_rate: int | None = None,
+    *,
+    max_seconds: float,
 ) -> Waveform:
     """Decodes the first sound track and mixes it down: the mean of its channels, at its native rate.
 

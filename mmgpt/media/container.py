@@ -13,6 +13,7 @@ from av import Packet
 from av.container import InputContainer
 from av.stream import Stream
 
+from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.source import name_of, opened, told_as_media_error
 
@@ -37,7 +38,7 @@ with contextlib.suppress(OSError, AttributeError):
 
 
 @contextmanager
-def container(source: str | os.PathLike[str] | bytes, kind: str) -> Iterator[InputContainer]:
+def container(source: str | os.PathLike[str] | bytes | Stored, kind: str) -> Iterator[InputContainer]:
     """Opens a path or bytes for decoding; whatever fails inside becomes a MediaError that says it is no `kind`."""
     name = name_of(source)
     with opened(source) as file, told_as_media_error(name, kind):

@@ -12,6 +12,7 @@ import PIL.ImageCms
 from PIL import _imaging
 from PIL.Image import Transpose
 
+from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.source import name_of, opened, told_as_media_error
 
@@ -38,7 +39,7 @@ with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-def load_image(source: "str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray") -> PIL.Image.Image:
+def load_image(source: "str | os.PathLike[str] | bytes | Stored | PIL.Image.Image | np.ndarray") -> PIL.Image.Image:
     """Decodes a picture: upright by its EXIF tag, RGB, transparency on white; of an animation the first frame.
 
     Args:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
@@ -25,20 +26,24 @@ def name_of(source: object) -> str:
     """How a source is called in an error: its path, or what it is."""
     if isinstance(source, str | os.PathLike):
         return one_line(os.fspath(source)) or "(empty path)"
+    if isinstance(source, Stored):
+        return one_line(source)
     return type(source).__name__
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes) -> Iterator[BinaryIO]:
+def opened(source: str | os.PathLike[str] | bytes | Stored) -> Iterator[BinaryIO]:
     """The bytes of `source` as a seekable file.
 
     Raises:
         MediaError: No such file, not a regular file, not readable, empty, or an address.
     """
     name = name_of(source)
+    if isinstance(source, Stored) and not isinstance(source, os.PathLike):
+        source = source.read_bytes()
     if isinstance(source, bytes):
         if not source:
-            raise MediaError("bytes: empty; give the content of a file")
+            raise MediaError(f"{name}: empty; give the content of a file")
         yield io.BytesIO(source)
         return
     if not isinstance(source, str | os.PathLike):

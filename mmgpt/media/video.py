@@ -15,6 +15,7 @@ from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
 
+from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.audio import SoundTrack, Waveform
 from mmgpt.media.container import container, packets
@@ -40,7 +41,7 @@ class Clip:
 
 
 def load_video(
-    source: "str | os.PathLike[str] | bytes | np.ndarray",
+    source: "str | os.PathLike[str] | bytes | Stored | np.ndarray",
     frame_rate: float | None = None,
     track: Waveform | None = None,
     *,

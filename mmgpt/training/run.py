@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt.config import DataConfig, Precision, TrainConfig
 from mmgpt.data.loader import Loader
+from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
@@ -80,7 +81,14 @@ def train(config: TrainConfig) -> Run:
         f"{len(train_samples):,} samples to train on, {len(val_samples):,} to validate on",
         flush=True,
     )
-    data = config.data.path or f"world {config.data.world}"
+    if isinstance(train_samples, Mixture):
+        for share in train_samples.shares():
+            print(
+                f"  {share.source}: {share.samples:,} samples, {share.weight:.1%} of the draws, "
+                f"{share.epochs:.2f} times through it in an epoch of the mixture",
+                flush=True,
+            )
+    data = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
     told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
@@ -148,7 +156,7 @@ def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence
             World("train", config.samples, seed, config.world),
             World("dev", config.val_samples, seed, config.world),
         )
-    train, val = read_samples(config, config.split), read_samples(config, config.val_split)
+    train, val = (read_samples(config, split, seed) for split in (config.split, config.val_split))
     for name, samples in ((config.split, train), (config.val_split, val)):
         if not samples:
             raise DataError(f"{config.path}: no samples in split {name!r}")

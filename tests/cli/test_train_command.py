@@ -13,7 +13,7 @@ from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AdapterConfig, ImageEncoderConfig, TrainConfig
+from mmgpt.config import AdapterConfig, ImageEncoderConfig, SourceConfig, TrainConfig
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
@@ -29,6 +29,15 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
     assert config.model.audio is None
     assert config.model.adapters == {"image": AdapterConfig("resampler")}
     assert config.freeze == ["gpt"]
+
+
+def test_a_mixture_is_named_in_the_file(tmp_path):
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        "data: {format: mix, mix: {a: {format: chat, path: a.jsonl}, b: {format: hf, path: b, weight: 0.5}}}"
+    )
+    mix = parse(["--config", str(path)]).data.mix
+    assert mix == {"a": SourceConfig("chat", "a.jsonl"), "b": SourceConfig("hf", "b", weight=0.5)}
 
 
 def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
@@ -50,6 +59,7 @@ def test_the_configurations_of_the_project_are_valid(name):
     ("text", "told"),
     [
         ("model: {gpt: {widht: 3}}", "model.gpt.widht: unknown; did you mean width?"),
+        ("data: {mix: {a: {format: chat}}}", "data.mix.a.path: missing; it has no default"),
         ("bach_size: 3", "bach_size: unknown; did you mean batch_size?"),
         ("model: {adapters: {image: {knd: mlp}}}", "model.adapters.image.knd: unknown; did you mean kind?"),
         ("batch_size: many", "batch_size"),

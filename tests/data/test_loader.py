@@ -11,6 +11,7 @@ from tiny import some_audio, some_image
 
 from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader, Step
+from mmgpt.data.mixture import Mixture
 from mmgpt.data.packing import cost
 from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError, DataError
@@ -210,3 +211,21 @@ def test_the_death_of_a_worker_is_told(processor):
 def test_a_batch_is_of_samples_or_of_tokens(processor, sizes):
     with pytest.raises(ConfigError, match="batch_size, batch_tokens: give one of them"):
         Loader([sample(0)], processor, **sizes)
+
+
+def test_a_mixture_is_drawn_on_from_epoch_to_epoch(processor, tokenizer):
+    """Else the same draws would come again, and what they left out would never be seen."""
+    sources = {name: [sample(i, f"{name}{i}") for i in range(count)] for name, count in (("a", 30), ("b", 10))}
+
+    def loader() -> Loader:
+        return Loader(Mixture(sources, {"a": 1.0, "b": 3.0}), processor, batch_size=8, shuffle=True)
+
+    mixture, steps = loader(), []
+    for _ in range(4):
+        steps += mixture
+    drawn = [text for step in steps for batch in told(step, tokenizer) for text in batch]
+    assert len(drawn) == 160
+    assert set(drawn) == {one.answers[0] for source in sources.values() for one in source}
+    resumed = loader()
+    resumed.load_state(steps[6].state)
+    assert told(next(iter(resumed)), tokenizer) == told(steps[7], tokenizer)

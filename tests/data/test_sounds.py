@@ -40,7 +40,7 @@ def test_labels_make_sounds_to_classify(tmp_path):
     folder_of(tmp_path, "labels.csv", "filename,fold,target,category\nx.ogg,1,0,dog\n", "audio/x.ogg")
     [sample] = read_sounds(tmp_path, "dev")
     assert (sample.prompt[0].parts[1], sample.answers, sample.task) == (
-        Text("What sound is this?"),
+        Text("What is this?"),
         ("dog",),
         "classify",
     )

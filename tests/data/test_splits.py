@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgpt.data.splits import members
+from mmgpt.data.splits import members, row_numbers, split_in_name
 from mmgpt.errors import DataError
 
 
@@ -31,3 +32,42 @@ def test_dev_is_held_out_of_training_names_alone():
 def test_an_empty_split_is_told_with_those_there_are():
     with pytest.raises(DataError, match=r'nothing is in the split "trian"; there is dev \(1\), train \(1\)'):
         members({"a": None, "b": None}, "trian")
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([0, 1]), min_size=11, max_size=300))
+def test_rows_are_parted_one_of_every_ten_of_training(codes):
+    codes = np.array([0] * 11 + codes)
+    found = {split: row_numbers(["train", "test"], codes, split) for split in ("train", "dev")}
+    training = np.flatnonzero(codes == 0)
+    assert sorted([*found["train"], *found["dev"]]) == list(training)
+    for start in range(0, len(training) - 9, 10):
+        assert len(set(training[start : start + 10]) & set(found["dev"])) == 1
+
+
+def test_rows_that_take_turns_between_ten_classes_are_all_held_out():
+    held_out = row_numbers([None], np.zeros(100, dtype=int), "dev")
+    assert sorted(held_out % 10) == list(range(10))
+
+
+def test_rows_are_of_the_split_their_file_names():
+    codes = np.array([0, 1, 2, 0, 1])
+    assert list(row_numbers(["train", "valid", None], codes, "val")) == [1, 4]
+    assert list(row_numbers(["train", "valid", None], codes, "train")) == [0, 2, 3]
+    with pytest.raises(DataError, match=r'nothing is in the split "test"; there is train \(2\), dev \(2\)'):
+        row_numbers(["train", "valid"], codes[codes < 2], "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00002.parquet", "train"),
+        ("Validation/0.tar", "dev"),
+        ("val_1.tar", "dev"),
+        ("train/test-0.tar", "test"),
+        ("training.tar", None),
+        ("a/b.txt", None),
+    ],
+)
+def test_names_tell_splits_by_their_first_word(name, split):
+    assert split_in_name(name) == split

@@ -153,3 +153,11 @@ def test_a_caption_is_neither_right_nor_wrong_unless_a_judge_says(assistant, pic
     (one,) = answer_all(assistant, [dataclasses.replace(pictures[0], task="caption")], DECODING).answered
     assert shown(one).correct is None
     assert shown(one, lambda *_: True).correct is True
+
+
+def test_a_text_to_continue_is_answered_and_shown_without_a_prompt(assistant):
+    text = Sample((), ("Once upon a time.",), "continue", "a.txt: byte 0")
+    evaluation = evaluate(assistant, [text], DECODING)
+    assert evaluation.scores == []
+    told = shown(evaluation.answered[0])
+    assert (told.question, told.truth, told.correct) == ("", "Once upon a time.", None)

@@ -1,7 +1,10 @@
+import io
 import os
 
+import PIL.Image
 import pytest
 
+from mmgpt.errors import MediaError
 from mmgpt.media import load_audio, load_image, load_video
 
 LOADERS = {
@@ -59,3 +62,27 @@ def test_odd_paths_stay_one_line(load, refusal):
 def test_objects_of_another_type_are_refused(load, refusal):
     refusal(lambda: load(3.5))
     refusal(lambda: load(None))
+
+
+class Archived:
+    """Bytes that lie elsewhere until they are needed."""
+
+    def __init__(self, data: bytes | None):
+        self.data = data
+
+    def __str__(self) -> str:
+        return "shard.tar: a.bin"
+
+    def read_bytes(self) -> bytes:
+        if self.data is None:
+            raise MediaError(f"{self}: the shard became shorter; start again")
+        return self.data
+
+
+def test_stored_bytes_are_decoded_as_bytes_and_named_as_their_store(load, refusal):
+    assert refusal(lambda: load(Archived(b""))) == "shard.tar: a.bin: empty; give the content of a file"
+    assert refusal(lambda: load(Archived(None))) == "shard.tar: a.bin: the shard became shorter; start again"
+    assert refusal(lambda: load(Archived(b"letter" * 100))).startswith("shard.tar: a.bin: ")
+    picture = io.BytesIO()
+    PIL.Image.new("RGB", (3, 2), (200, 10, 10)).save(picture, "PNG")
+    assert load_image(Archived(picture.getvalue())).size == (3, 2)

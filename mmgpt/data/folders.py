@@ -1,0 +1,58 @@
+"""Folders of pictures, sounds or clips, whose names are their classes, as ImageNet is laid out.
+
+folder/dog/a.jpg                  a class to a folder, or, where the data name their splits,
+folder/train/dog/a.jpg            train/, dev/ (or val/, valid/, validation/) and test/ with the classes inside
+"""
+
+from pathlib import Path
+
+from mmgpt.content import Audio, Image, Video
+from mmgpt.data.sample import Sample
+from mmgpt.data.splits import SPLITS, members, split_name
+from mmgpt.errors import DataError
+from mmgpt.folder import MediaFolder
+from mmgpt.tasks import TASKS
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+PARTS = {**dict.fromkeys(IMAGES, Image), **dict.fromkeys(SOUNDS, Audio), **dict.fromkeys(VIDEOS, Video)}
+
+
+def read_folders(path: Path, split: str) -> list[Sample]:
+    """The files of a split to classify, sorted by name; the answer is the name of the folder, as it is written.
+
+    Args:
+        path: The folder of the folders. Files in folders below a class's are of that class.
+        split: By the folders train, dev and test; where there is no dev, every tenth file of training by name.
+
+    Raises:
+        DataError: There are no such files, or some that are in no class.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; format folders reads a folder with a folder for each class")
+    names = MediaFolder(path).files(PARTS)
+    if not names:
+        raise DataError(f"{path}: no picture, sound or clip is in the folders here; known are {', '.join(PARTS)}")
+    tops = {name.split("/")[0] for name in names if "/" in name}
+    named = tops <= set(SPLITS)
+    splits: dict[str, str | None] = {}
+    classes: dict[str, str] = {}
+    for name in names:
+        *folders, _ = name.split("/")
+        own, folders = (folders[0], folders[1:]) if named and folders else (None, folders)
+        if not folders:
+            raise DataError(f"{path / name}: is in no class's folder; put it into one")
+        splits[name], classes[name] = own, folders[0]
+    try:
+        chosen = members(splits, split)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    wordings = TASKS["classify"].prompts if split_name(split) == "train" else TASKS["classify"].prompts[:1]
+    samples = []
+    for index, name in enumerate(chosen):
+        file = path / name
+        medium = PARTS[file.suffix.lower()](file)
+        prompt = TASKS["classify"].conversation(medium, prompt=wordings[index % len(wordings)])
+        samples.append(Sample(tuple(prompt), (classes[name],), "classify", str(file)))
+    return samples
