@@ -24,6 +24,7 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, ShowSamples
+from mmgpt.training.features import prepare
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
@@ -53,11 +54,12 @@ def train(config: TrainConfig) -> Run:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
 
-    processor = Processor(model.config, tokenizer)
-    learner = Processor(model.config, tokenizer, augment=augment_picture if config.augment else None)
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
     module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze)
+    caches = prepare(model, config, precision(config.precision))
+    processor = Processor(model.config, tokenizer, caches=caches)
+    learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
     # The world's samples are made in the order they are to be learned in; those of files come as they lie.
     shuffle = config.data.format != "world"
     size, workers = config.batch_size, config.data.workers
@@ -162,5 +164,12 @@ def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _quiet() -> None:
     """Lightning's hints on hardware, workers, logs and intervals are not about anything the user did."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in ("num_workers", "Experiment logs directory", "logging interval", "returned `None`", "LeafSpec"):
+    for hint in (
+        "num_workers",
+        "Experiment logs directory",
+        "logging interval",
+        "returned `None`",
+        "LeafSpec",
+        "Found .* eval mode",
+    ):
         warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")
