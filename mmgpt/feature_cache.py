@@ -71,18 +71,19 @@ class FeatureCache:
             status = os.stat(path)  # noqa: PTH116, twice as quick
             if status.st_size <= HEADER.size:
                 return None
-            content = torch.from_file(path, shared=False, size=status.st_size, dtype=torch.uint8)
+            content = torch.from_file(path, shared=False, size=status.st_size, dtype=torch.uint8).numpy()
         except (OSError, RuntimeError):  # RuntimeError: another process removed or replaced it this moment
             return None
-        raw = content.numpy().data
-        checksum, dtype, rows, columns, prefix, suffix, width = HEADER.unpack_from(raw)
-        if zlib.crc32(raw[4:]) != checksum:
+        checksum, dtype, rows, columns, prefix, suffix, width = HEADER.unpack_from(content.data)
+        if zlib.crc32(content[4:].data) != checksum:
             return None
         if time.time() - status.st_mtime > HOUR:
             with suppress(OSError):  # it was just removed, or belongs to someone else
                 os.utime(path)
         grid = TokenGrid(rows, columns, prefix, suffix)
-        return content[HEADER.size :].view(DTYPES[dtype]).view(grid.count, width), grid
+        # By way of numpy, since torch takes its own maps for memory that processes share, and fails to send them.
+        tokens = torch.from_numpy(content[HEADER.size :]).view(DTYPES[dtype])
+        return tokens.view(grid.count, width), grid
 
     def put(self, key: bytes, tokens: Tensor, grid: TokenGrid) -> None:
         """Keep tokens (tokens, width), in place of any that are there.

@@ -164,12 +164,13 @@ def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _quiet() -> None:
     """Lightning's hints on hardware, workers, logs and intervals are not about anything the user did."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in (
+    hints = (
         "num_workers",
-        "Experiment logs directory",
+        "Experiment logs",
         "logging interval",
         "returned `None`",
         "LeafSpec",
-        "Found .* eval mode",
-    ):
+        "Found .* in eval mode",
+    )
+    for hint in hints:
         warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")
