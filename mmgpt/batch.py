@@ -35,7 +35,10 @@ class MediaInput:
 
     @cached_property
     def digest(self) -> bytes:
-        """Of its content: the same for the same picture, sound or clip, wherever it came from."""
+        """Of its content: the same for the same picture, sound or clip, wherever it came from.
+
+        One that is encoded has that of its tokens.
+        """
         content = hashlib.blake2b(self.modality.encode(), digest_size=16)
         for part in (self.data, self.sound):
             if part is not None:

@@ -61,7 +61,6 @@ def test_what_is_found_takes_the_same_room_as_what_is_decoded(tokenizer, tmp_pat
         assert (found.encoded, decoded.encoded) == (True, False)
         for name in ("modality", "grid", "features", "slots", "key"):
             assert getattr(found, name) == getattr(decoded, name)
-        assert found.digest != decoded.digest
 
 
 def test_found_and_new_media_mix_in_any_order(tokenizer, tmp_path):
@@ -169,6 +168,7 @@ def test_frozen_encoders_are_in_evaluation_mode_whatever_the_mode_of_the_model(t
     model = frozen_model(tokenizer, "encoders.image", image=image)
     assert model.encoders["image"].training
     prepare(model, TrainConfig(cache=str(tmp_path) if cache else None), "32-true")
+    assert not any(module.training for module in model.encoders["image"].modules())
     model.train()
     assert not any(module.training for module in model.encoders["image"].modules())
     assert model.encoders["audio"].training
