@@ -17,9 +17,11 @@ class MediaInput:
     """One preprocessed picture, sound or clip, ready for its encoder.
 
     `data` is an image (channels, height, width) uint8, a sound (samples,) float32, or a clip's frames
-    (time, channels, height, width) uint8, whose sound track, if any, is `sound` (samples,) float32.
+    (time, channels, height, width) uint8, whose sound track, if any, is `sound` (samples,) float32. One that is
+    `encoded` has gone through its encoder already, and `data` is the tokens (tokens, width) that came out.
     `grid` is the shape of the tokens its encoder returns, `features` how many its adapter makes of them, and `slots`
     how many places of the sequence these fill: as many, or none where the GPT looks at them by cross-attention.
+    `key` is what the encoder's tokens are kept under in a feature cache; None: they are not.
     """
 
     modality: str
@@ -28,10 +30,15 @@ class MediaInput:
     features: int
     slots: int
     sound: Tensor | None = None
+    encoded: bool = False
+    key: bytes | None = None
 
     @cached_property
     def digest(self) -> bytes:
-        """Of its content: the same for the same picture, sound or clip, wherever it came from."""
+        """Of its content: the same for the same picture, sound or clip, wherever it came from.
+
+        One that is encoded has that of its tokens.
+        """
         content = hashlib.blake2b(self.modality.encode(), digest_size=16)
         for part in (self.data, self.sound):
             if part is not None:

@@ -465,6 +465,9 @@ class TrainConfig:
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
+        cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
+            neither decoded nor encoded; runs may share it. None keeps nothing.
+        cache_gb: Most that the folder may hold, in GB; what was not used for longest goes first.
     """
 
     out: str = "runs/train"
@@ -485,6 +488,8 @@ class TrainConfig:
     augment: bool = False
     freeze: list[str] = field(default_factory=list)
     beams: int = 1
+    cache: str | None = None
+    cache_gb: float = 20.0
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 from mmgpt.batch import Batch, MediaInput
 from mmgpt.config import ModelConfig
 from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.base import ragged
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.fusion import Adapter, check_slots, splice
 from mmgpt.gpt import GPT, Documents, Media
+
+if TYPE_CHECKING:
+    from mmgpt.feature_cache import FeatureCache
 
 
 @dataclass
@@ -63,6 +68,7 @@ class MultimodalGPT(nn.Module):
             )
             setattr(resolved, modality, encoder.config)
         self.config = resolved
+        self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
 
     @property
     def device(self) -> torch.device:
@@ -70,16 +76,46 @@ class MultimodalGPT(nn.Module):
 
     def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """Features (features, width) of all inputs end to end, as they enter the sequence or are looked at."""
+        recall = any(item.key is not None for item in inputs)
+        tokens = self._recall(modality, inputs) if recall else self._encode(modality, inputs)
+        return self.adapters[modality](tokens, [item.grid for item in inputs])
+
+    def _recall(self, modality: str, inputs: list[MediaInput]) -> Tensor:
+        """What _encode returns, but only what is neither encoded nor kept goes through the encoder, and is then kept.
+
+        Equal media are encoded once, and what is kept already is taken, though it be from this very epoch: so every
+        run has the same tokens of a medium, to the last bit, whatever shared its batch.
+        """
+        known: dict[bytes | int, Tensor] = {}
+        lacking: dict[bytes | int, MediaInput] = {}
+        names = [item.key or id(item) for item in inputs]
+        for name, item in zip(names, inputs, strict=True):
+            if item.encoded:
+                known[name] = item.data
+            elif item.key and self.features is not None and (found := self.features.get(item.key)) is not None:
+                known[name] = found[0].to(item.data.device)
+            else:
+                lacking[name] = item
+        lacking = {name: item for name, item in lacking.items() if name not in known}
+        if lacking:
+            made = self._encode(modality, list(lacking.values()))
+            for (name, item), tokens in zip(lacking.items(), made, strict=True):
+                known[name] = tokens[: item.grid.count]
+                if item.key and self.features is not None:
+                    self.features.put(item.key, known[name], item.grid)
+        return ragged([known[name] for name in names])[0]
+
+    def _encode(self, modality: str, inputs: list[MediaInput]) -> Tensor:
+        """The encoder's tokens (batch, tokens, width), zero behind each input's end."""
         encoder = self.encoders[modality]
-        grids = [item.grid for item in inputs]
         if modality == "audio":
             tokens, lengths = encoder([item.data for item in inputs])
         elif modality == "video":
             tokens, lengths = encoder(torch.stack([item.data for item in inputs]), [item.sound for item in inputs])
         else:
             tokens, lengths = encoder(torch.stack([item.data for item in inputs]))
-        check_slots(modality, grids, lengths, self.config.adapter(modality))
-        return self.adapters[modality](tokens, grids)
+        check_slots(modality, [item.grid for item in inputs], lengths, self.config.adapter(modality))
+        return tokens
 
     def embed(self, batch: Batch) -> Tensor:
         """Token embeddings (tokens, width) with every medium that has slots spliced into them."""

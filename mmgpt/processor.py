@@ -13,7 +13,7 @@ A foreign model without the template (tokenizer.plain) does one task alone, and 
     part ... <start> text <end>
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -25,10 +25,13 @@ from mmgpt.batch import Example, MediaInput
 from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.encoders.preprocessing import to_pixels
-from mmgpt.errors import DataError, MediaError, shown
+from mmgpt.errors import ConfigError, DataError, MediaError, shown
+from mmgpt.feature_cache import EncoderCache
 from mmgpt.media import Waveform
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
+
+MODALITIES: dict[type, str] = {Image: "image", Audio: "audio", Video: "video"}
 
 
 class TooLongError(DataError):
@@ -42,6 +45,10 @@ class Processor:
         config: The model's resolved configuration (model.config).
         tokenizer: The model's tokenizer.
         augment: Called on each decoded picture while training, before it is resized.
+        caches: Where the tokens of frozen encoders are kept, by modality; media found there are not decoded.
+
+    Raises:
+        ConfigError: augment and a cache of pictures, which would then be the same for ever.
     """
 
     def __init__(
@@ -49,10 +56,14 @@ class Processor:
         config: ModelConfig,
         tokenizer: Tokenizer,
         augment: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None,
+        caches: Mapping[str, EncoderCache] | None = None,
     ):
+        if augment is not None and caches and "image" in caches:
+            raise ConfigError("cache: pictures changed at random have no features to keep; leave out one of the two")
         self.config = config
         self.tokenizer = tokenizer
         self.augment = augment
+        self.caches = caches or {}
 
     def encode(self, conversation: Sequence[Message], *, where: str = "") -> Example:
         """The example of a whole conversation; all its assistant messages are supervised.
@@ -114,7 +125,16 @@ class Processor:
         return example
 
     def media_input(self, part: Part) -> MediaInput:
-        """A media part decoded, preprocessed as the encoder wants it, and its slots counted."""
+        """A media part decoded, preprocessed as the encoder wants it, and its slots counted; or found in a cache."""
+        modality = MODALITIES.get(type(part), "")
+        if (cache := self.caches.get(modality)) is None:
+            return self._decoded(part)
+        key = cache.key(part)
+        if (found := cache.get(key)) is None:
+            return replace(self._decoded(part), key=key)
+        return replace(self._input(modality, *found), encoded=True, key=key)
+
+    def _decoded(self, part: Part) -> MediaInput:
         match part:
             case Image():
                 return self._image(part)

@@ -1,5 +1,6 @@
 """Where media come from: a local file or bytes, never an address; and how a failure is told in one line."""
 
+import hashlib
 import io
 import os
 import re
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from mmgpt.content import Stored
 from mmgpt.errors import MediaError
@@ -32,7 +35,7 @@ def name_of(source: object) -> str:
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes | Stored) -> Iterator[BinaryIO]:
+def opened(source: object) -> Iterator[BinaryIO]:
     """The bytes of `source` as a seekable file.
 
     Raises:
@@ -67,6 +70,22 @@ def opened(source: str | os.PathLike[str] | bytes | Stored) -> Iterator[BinaryIO
         raise MediaError(f"{name}: cannot be opened ({one_line(reason)}); check the path") from error
     with file:
         yield file
+
+
+def digest(source: object) -> bytes:
+    """A hash of what a source holds: of the content of a file, wherever it lies, or of its bytes; of an array.
+
+    Raises MediaError as `opened` does.
+    """
+    if isinstance(source, np.ndarray):
+        found = hashlib.blake2b(repr((source.dtype.str, source.shape)).encode(), digest_size=16, person=b"array")
+        found.update(source.tobytes())
+        return found.digest()
+    with opened(source) as file, told_as_media_error(name_of(source), "a file"):
+        found = hashlib.blake2b(digest_size=16)
+        while piece := file.read(1 << 18):
+            found.update(piece)
+        return found.digest()
 
 
 @contextmanager

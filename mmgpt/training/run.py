@@ -29,6 +29,7 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
+from mmgpt.training.features import prepare
 from mmgpt.training.module import LOGGED, CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import gathered, processes
 
@@ -63,11 +64,12 @@ def train(config: TrainConfig) -> Run:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
 
-    processor = Processor(model.config, tokenizer)
-    learner = Processor(model.config, tokenizer, augment=augment_picture if config.augment else None)
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
     module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze, config.seed)
+    caches = prepare(model, config, precision(config.precision))
+    processor = Processor(model.config, tokenizer, caches=caches)
+    learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
     # The world's samples are made in the order they are to be learned in; those of files come as they lie.
     shuffle = config.data.format != "world"
     sizes: dict[str, Any] = {
@@ -127,7 +129,7 @@ def train(config: TrainConfig) -> Run:
 def _decisive(config: TrainConfig) -> dict[str, Any]:
     """What decides how a run goes, by name and as JSON has it; a resumed run must have the same."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("out", "resume", "save_every", "keep", "beams"):
+    for name in ("out", "resume", "save_every", "keep", "beams", "cache", "cache_gb"):
         del values[name]
     del values["data"]["workers"]
     return values
@@ -198,5 +200,13 @@ def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _quiet() -> None:
     """Lightning's hints on hardware, workers, logs and intervals are not about anything the user did."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for hint in ("num_workers", "Experiment logs directory", "logging interval", "returned `None`", "LeafSpec"):
+    hints = (
+        "num_workers",
+        "Experiment logs",
+        "logging interval",
+        "returned `None`",
+        "LeafSpec",
+        "Found .* in eval mode",
+    )
+    for hint in hints:
         warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")
