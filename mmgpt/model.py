@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch, MediaInput
@@ -114,9 +113,9 @@ class MultimodalGPT(nn.Module):
         return self.gpt.head(self.hidden(batch))
 
     def loss(self, batch: Batch) -> Loss:
-        """Next-token cross-entropy on the supervised tokens; logits are computed there alone."""
+        """Next-token cross-entropy on the supervised tokens; logits are computed there alone, a chunk at a time."""
         targets = batch.targets
         if not len(targets):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
-        logits = self.gpt.head(self.hidden(batch)[targets - 1])  # targets, vocabulary
-        return Loss(F.cross_entropy(logits.float(), batch.ids[targets], reduction="sum"), len(targets))
+        hidden = self.hidden(batch)[targets - 1]  # targets, width
+        return Loss(self.gpt.loss(hidden, batch.ids[targets]), len(targets))

@@ -18,6 +18,7 @@ from mmgpt.errors import ConfigError
 from mmgpt.gpt.cache import Cache, CachedView, Extension
 from mmgpt.gpt.cross import CrossAttention, FreshView, Media, View
 from mmgpt.gpt.documents import Documents
+from mmgpt.gpt.loss import cross_entropy
 from mmgpt.gpt.weights import load_pretrained, save_pretrained
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, (tokens, 1, head_width / 2)
@@ -282,6 +283,21 @@ class GPT(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., width) -> logits (..., vocabulary)."""
         return F.linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum of the cross-entropy, in nats, of the head's logits; their whole matrix is never held.
+
+        Args:
+            hidden: Final hidden states (targets, width) from which the targets are predicted.
+            targets: Token ids (targets,).
+            weights: How much each target counts, (targets,); 1 if None.
+        """
+        if self.lm_head is None or type(self.lm_head) is nn.Linear:
+            weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+            return cross_entropy(hidden, weight, targets, weights)
+        # Of heads that are more than a matrix (int8, adapted), the logits alone are known.
+        losses = F.cross_entropy(self.head(hidden).float(), targets, reduction="none")
+        return losses.sum() if weights is None else losses @ weights
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""
