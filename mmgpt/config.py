@@ -410,6 +410,8 @@ class TrainConfig:
         epochs: Times through the data.
         seed: Of weights, order and made data.
         precision: auto is bf16-mixed where the machine computes in it, else 32-true.
+        checkpoint_activations: Hold only the inputs of blocks for the backward pass and compute the rest again there:
+            far less memory, a third more time. Of the GPT, and of timm backbones that can.
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
@@ -424,6 +426,7 @@ class TrainConfig:
     epochs: int = 1
     seed: int = 0
     precision: Precision = "auto"
+    checkpoint_activations: bool = False
     val_every: int = 0
     augment: bool = False
     freeze: list[str] = field(default_factory=list)

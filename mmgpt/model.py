@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmgpt.batch import Batch, MediaInput
 from mmgpt.config import ModelConfig
 from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.base import Encoder
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.fusion import Adapter, check_slots, splice
 from mmgpt.gpt import GPT, Documents, Media
@@ -66,6 +67,16 @@ class MultimodalGPT(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def checkpoint_activations(self) -> None:
+        """Train in less memory and more time: the GPT's blocks, and timm backbones that can, run twice.
+
+        Losses and gradients stay the same, to the bit. It is no part of the configuration and is not saved.
+        """
+        self.gpt.transformer.checkpointing = True
+        for module in self.encoders.modules():
+            if isinstance(module, Encoder):
+                module.checkpoint_activations()
 
     def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """Features (features, width) of all inputs end to end, as they enter the sequence or are looked at."""

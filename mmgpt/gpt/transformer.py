@@ -6,12 +6,14 @@ attention alone does, through its layout: `Documents`, or the `Extension` of a c
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmgpt.config import GPTConfig, RotaryScaling
 from mmgpt.errors import ConfigError
@@ -162,7 +164,11 @@ class GatedCross(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and the final norm: what a decoder (causal) and an encoder (not causal) share."""
+    """Positions, blocks and the final norm: what a decoder (causal) and an encoder (not causal) share.
+
+    `checkpointing`, if set, holds only what goes into each block while training, and computes the rest again in the
+    backward pass (activation checkpointing, Chen et al. 2016).
+    """
 
     def __init__(self, config: GPTConfig, causal: bool = True):
         super().__init__()
@@ -171,6 +177,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, causal) for layer in range(config.layers))
         self.norm = norm(config)
+        self.checkpointing = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -214,9 +221,11 @@ class Transformer(nn.Module):
             seen = CachedView(layout, media) if layout.look(media) else None
         elif media is not None and any(media.lengths):
             seen = FreshView(layout, media)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             yield x
-            x = block(x, layout, rotary, seen)
+            step = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = step(x, layout, rotary, seen)
         if isinstance(layout, Extension):
             layout.close()
         yield self.norm(x)

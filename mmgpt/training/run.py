@@ -50,6 +50,8 @@ def train(config: TrainConfig) -> Run:
     tokenizer = make_tokenizer(config.data, train_samples)
     config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
     model = MultimodalGPT(config.model)
+    if config.checkpoint_activations:
+        model.checkpoint_activations()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
 
