@@ -32,9 +32,10 @@ class Encoder(nn.Module):
     def checkpoint_activations(self) -> None:
         """Hold less for the backward pass and compute it again there: timm backbones that can, and nothing else."""
         for module in self.modules():
-            if hasattr(module, "set_grad_checkpointing"):
+            switch = getattr(module, "set_grad_checkpointing", None)
+            if switch is not None:
                 with suppress(AssertionError):  # how timm says that a model cannot
-                    module.set_grad_checkpointing(True)
+                    switch(True)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, save for what is frozen and for layers with running statistics, which would mix samples."""

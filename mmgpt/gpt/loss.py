@@ -36,24 +36,16 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         dtype = F.linear(hidden[:0], weight[:0]).dtype
         exact = torch.promote_types(dtype, torch.float32)
+        factors = torch.ones_like(targets, dtype=exact) if weights is None else weights.to(exact)
         hidden_grad = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight, dtype=exact) if training and ctx.needs_input_grad[1] else None
-        matrix, rows = weight.to(dtype), _rows(len(weight))
         total = torch.zeros((), dtype=exact, device=hidden.device)
+        matrix, rows = weight.to(dtype), _rows(len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
-                chunk = slice(start, start + rows)
-                x, wanted = hidden[chunk].to(dtype), targets[chunk, None]
-                scores = F.linear(x, matrix).log_softmax(1, dtype=exact)  # rows, vocabulary
-                factors = torch.ones_like(wanted, dtype=exact) if weights is None else weights[chunk, None].to(exact)
-                total -= (scores.gather(1, wanted) * factors).sum()
-                if hidden_grad is None and weight_grad is None:
-                    continue
-                slope = scores.exp_().mul_(factors).scatter_add_(1, wanted, -factors).to(dtype)  # d loss / d logits
-                if hidden_grad is not None:
-                    hidden_grad[chunk] = slope @ matrix
-                if weight_grad is not None:
-                    _add_product(weight_grad, slope, x)
+                part = slice(start, start + rows)
+                grads = None if hidden_grad is None else hidden_grad[part], weight_grad
+                total += _chunk(hidden[part].to(dtype), matrix, targets[part, None], factors[part, None], *grads)
         ctx.save_for_backward(hidden_grad, weight_grad if weight_grad is None else weight_grad.to(weight.dtype))
         return total
 
@@ -68,6 +60,26 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _chunk(
+    hidden: Tensor,
+    matrix: Tensor,
+    targets: Tensor,
+    factors: Tensor,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+) -> Tensor:
+    """The sum over rows (rows, width) whose targets and factors are (rows, 1); their gradients are set and added."""
+    scores = F.linear(hidden, matrix).log_softmax(1, dtype=factors.dtype)  # rows, vocabulary
+    loss = -(scores.gather(1, targets) * factors).sum()
+    if hidden_grad is not None or weight_grad is not None:
+        slope = scores.exp_().mul_(factors).scatter_add_(1, targets, -factors).to(hidden.dtype)  # d loss / d logits
+        if hidden_grad is not None:
+            hidden_grad[:] = slope @ matrix
+        if weight_grad is not None:
+            _add_product(weight_grad, slope, hidden)
+    return loss
 
 
 def _rows(width: int) -> int:
