@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch, MediaInput
 from mmgpt.config import ModelConfig
 from mmgpt.encoders import ENCODERS
-from mmgpt.encoders.base import ragged
+from mmgpt.encoders.base import Encoder, ragged
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.fusion import Adapter, check_slots, splice
 from mmgpt.gpt import GPT, Documents, Media
@@ -73,6 +72,16 @@ class MultimodalGPT(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def checkpoint_activations(self) -> None:
+        """Train in less memory and more time: the GPT's blocks, and timm backbones that can, run twice.
+
+        Losses and gradients stay the same, to the bit. It is no part of the configuration and is not saved.
+        """
+        self.gpt.transformer.checkpointing = True
+        for module in self.encoders.modules():
+            if isinstance(module, Encoder):
+                module.checkpoint_activations()
 
     def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """Features (features, width) of all inputs end to end, as they enter the sequence or are looked at."""
@@ -150,9 +159,9 @@ class MultimodalGPT(nn.Module):
         return self.gpt.head(self.hidden(batch))
 
     def loss(self, batch: Batch) -> Loss:
-        """Next-token cross-entropy on the supervised tokens; logits are computed there alone."""
+        """Next-token cross-entropy on the supervised tokens; logits are computed there alone, a chunk at a time."""
         targets = batch.targets
         if not len(targets):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
-        logits = self.gpt.head(self.hidden(batch)[targets - 1])  # targets, vocabulary
-        return Loss(F.cross_entropy(logits.float(), batch.ids[targets], reduction="sum"), len(targets))
+        hidden = self.hidden(batch)[targets - 1]  # targets, width
+        return Loss(self.gpt.loss(hidden, batch.ids[targets]), len(targets))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import held
 from tiny import some_audio, some_image, some_video, tiny_config
 from torch import Tensor
 
@@ -107,6 +108,27 @@ def test_every_parameter_gets_a_gradient(model, processor):
     model.loss(collate([processor.encode(conversation) for conversation in CONVERSATIONS])).mean.backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle
+
+
+def test_activations_computed_again_give_the_same_loss_and_gradients(model, processor):
+    again = copy.deepcopy(model).train()
+    again.gpt.transformer.dropout.p = 0.1
+    for block in again.gpt.transformer.blocks:
+        block.dropout.p = 0.1
+    plain = copy.deepcopy(again)
+    again.checkpoint_activations()
+    batch = collate([processor.encode(conversation) for conversation in CONVERSATIONS])
+    found = []
+    for one in (again, plain):
+        torch.manual_seed(0)  # of dropout
+        value, size = held(lambda one=one: one.loss(batch).mean)
+        value.backward()
+        found.append((value, size, [parameter.grad for parameter in one.parameters()]))
+    (value, size, gradients), (expected, whole, slopes) = found
+    assert torch.equal(value, expected)
+    for (name, _), one, other in zip(plain.named_parameters(), gradients, slopes, strict=True):
+        assert torch.equal(one, other), name
+    assert size < 0.6 * whole
 
 
 def test_video_needs_eyes(tokenizer):

@@ -1,6 +1,7 @@
 """What all encoders have in common."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,14 @@ class Encoder(nn.Module):
         if hasattr(self.config, "frozen"):
             self.config.frozen = True
         return self.train(False)
+
+    def checkpoint_activations(self) -> None:
+        """Hold less for the backward pass and compute it again there: timm backbones that can, and nothing else."""
+        for module in self.modules():
+            switch = getattr(module, "set_grad_checkpointing", None)
+            if switch is not None:
+                with suppress(AssertionError):  # how timm says that a model cannot
+                    switch(True)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, save for what is frozen and for layers with running statistics, which would mix samples."""

@@ -6,18 +6,21 @@ attention alone does, through its layout: `Documents`, or the `Extension` of a c
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmgpt.config import GPTConfig, RotaryScaling
 from mmgpt.errors import ConfigError
 from mmgpt.gpt.cache import Cache, CachedView, Extension
 from mmgpt.gpt.cross import CrossAttention, FreshView, Media, View
 from mmgpt.gpt.documents import Documents
+from mmgpt.gpt.loss import cross_entropy
 from mmgpt.gpt.weights import load_pretrained, save_pretrained
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines, (tokens, 1, head_width / 2)
@@ -161,7 +164,11 @@ class GatedCross(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks and the final norm: what a decoder (causal) and an encoder (not causal) share."""
+    """Positions, blocks and the final norm: what a decoder (causal) and an encoder (not causal) share.
+
+    `checkpointing`, if set, holds only what goes into each block while training, and computes the rest again in the
+    backward pass (activation checkpointing, Chen et al. 2016).
+    """
 
     def __init__(self, config: GPTConfig, causal: bool = True):
         super().__init__()
@@ -170,6 +177,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, causal) for layer in range(config.layers))
         self.norm = norm(config)
+        self.checkpointing = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -213,9 +221,11 @@ class Transformer(nn.Module):
             seen = CachedView(layout, media) if layout.look(media) else None
         elif media is not None and any(media.lengths):
             seen = FreshView(layout, media)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             yield x
-            x = block(x, layout, rotary, seen)
+            step = partial(checkpoint, block, use_reentrant=False) if again else block
+            x = step(x, layout, rotary, seen)
         if isinstance(layout, Extension):
             layout.close()
         yield self.norm(x)
@@ -282,6 +292,21 @@ class GPT(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., width) -> logits (..., vocabulary)."""
         return F.linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum of the cross-entropy, in nats, of the head's logits; their whole matrix is never held.
+
+        Args:
+            hidden: Final hidden states (targets, width) from which the targets are predicted.
+            targets: Token ids (targets,).
+            weights: How much each target counts, (targets,); 1 if None.
+        """
+        if self.lm_head is None or type(self.lm_head) is nn.Linear:
+            weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+            return cross_entropy(hidden, weight, targets, weights)
+        # Of heads that are more than a matrix (int8, adapted), the logits alone are known.
+        losses = F.cross_entropy(self.head(hidden).float(), targets, reduction="none")
+        return losses.sum() if weights is None else losses @ weights
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""

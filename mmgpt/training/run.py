@@ -61,6 +61,8 @@ def train(config: TrainConfig) -> Run:
     tokenizer = make_tokenizer(config.data, train_samples)
     config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
     model = MultimodalGPT(config.model)
+    if config.checkpoint_activations:
+        model.checkpoint_activations()
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -129,7 +131,7 @@ def train(config: TrainConfig) -> Run:
 def _decisive(config: TrainConfig) -> dict[str, Any]:
     """What decides how a run goes, by name and as JSON has it; a resumed run must have the same."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("out", "resume", "save_every", "keep", "beams", "cache", "cache_gb"):
+    for name in ("out", "resume", "save_every", "keep", "beams", "cache", "cache_gb", "checkpoint_activations"):
         del values[name]
     del values["data"]["workers"]
     return values

@@ -228,3 +228,11 @@ def test_batched_equals_single_token_for_token(model, tokenizer, processor, deco
     prompts = [processor.encode_prompt([Message.of("user", "word " * count)]) for count in (1, 9, 4, 2, 15, 4)]
     together = Engine(quantized, tokenizer).run(prompts, decoding)
     assert together == [Engine(quantized, tokenizer).run([prompt], decoding)[0] for prompt in prompts]
+
+
+def test_the_loss_is_that_of_the_int8_logits():
+    gpt = quantize_int8(model(config()))
+    with torch.inference_mode():
+        hidden = gpt.hidden_states(ids(1, 30), [-1])[0][0]
+        expected = F.cross_entropy(gpt.head(hidden), ids(30), reduction="sum")
+        torch.testing.assert_close(gpt.loss(hidden, ids(30)), expected)

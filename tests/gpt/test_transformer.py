@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import held
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -207,3 +208,32 @@ def test_weights_laid_out_for_decoding_are_the_same_weights():
             assert torch.equal(one, other), name
         ids = torch.arange(20)[None]
         torch.testing.assert_close(turned(ids), plain(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned"])
+def test_blocks_that_run_again_in_the_backward_pass_give_the_same_gradients_and_hold_less(position: str):
+    gpt = model(config(position, dropout=0.2), torch.float32).train()
+    ids = torch.cat(texts([30, 7, 12]))
+
+    def train(checkpointing: bool) -> tuple[Tensor, int, tuple[Tensor, ...]]:
+        gpt.transformer.checkpointing = checkpointing
+        torch.manual_seed(1)  # of dropout
+        value, size = held(lambda: loss(gpt, ids, [30, 7, 12]))
+        return value, size, torch.autograd.grad(value, list(gpt.parameters()))
+
+    (plain, whole, expected), (again, part, found) = train(False), train(True)
+    assert torch.equal(again, plain)
+    for (name, _), one, other in zip(gpt.named_parameters(), found, expected, strict=True):
+        assert torch.equal(one, other), name
+    assert part < whole / 3
+
+
+def test_blocks_run_once_where_nothing_is_trained():
+    gpt = model(config(), torch.float32)
+    ids = torch.cat(texts([30, 7]))
+    _, whole = held(lambda: loss(gpt, ids, [30, 7]))
+    gpt.transformer.checkpointing = True
+    _, size = held(lambda: loss(gpt, ids, [30, 7]))  # evaluation mode, with gradients
+    assert size == whole
+    with torch.no_grad():
+        assert not loss(gpt.train(), ids, [30, 7]).requires_grad

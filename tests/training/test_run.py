@@ -84,6 +84,20 @@ def test_the_saved_configuration_runs_again_to_the_same_weights(tmp_path):
     assert column(tmp_path / "third", "loss") != column(tmp_path / "first", "loss")
 
 
+def test_activations_are_computed_again_if_so_configured_and_change_no_weight(tmp_path, monkeypatch):
+    config = wall_config(write_walls(tmp_path / "data", dev=2), tmp_path / "plain", epochs=2)
+    train(config)
+    asked = []
+    checkpoint_activations = MultimodalGPT.checkpoint_activations
+    monkeypatch.setattr(
+        MultimodalGPT, "checkpoint_activations", lambda model: asked.append(checkpoint_activations(model))
+    )
+    train(replace(config, out=str(tmp_path / "again"), checkpoint_activations=True))
+    plain, again = tensors(tmp_path / "plain" / "last"), tensors(tmp_path / "again" / "last")
+    assert len(asked) == 1
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
 def test_steps_after_the_last_validation_are_validated_and_kept(tmp_path):
     folder = write_walls(tmp_path / "data", dev=2)
     for val_every, validations in ((3, 2), (1000, 1)):  # of 4 steps
