@@ -62,6 +62,7 @@ class Example:
     supervised: list[bool]
     media: list[tuple[int, MediaInput]]
     where: str = ""
+    task: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,12 +86,13 @@ class Batch:
     """Documents laid end to end without padding.
 
     `ids` (tokens,) int64; `supervised` (tokens,) bool, True where the token is a target of the loss;
-    `lengths` of the documents, which sum to tokens; `media` by modality.
+    `lengths` of the documents, which sum to tokens; `tasks` of the documents; `media` by modality.
     """
 
     ids: Tensor
     supervised: Tensor
     lengths: list[int]
+    tasks: list[str]
     media: dict[str, MediaBatch]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -100,12 +102,27 @@ class Batch:
             )
             for modality, group in self.media.items()
         }
-        return Batch(self.ids.to(device), self.supervised.to(device), self.lengths, media)
+        return replace(self, ids=self.ids.to(device), supervised=self.supervised.to(device), media=media)
 
     @property
     def targets(self) -> Tensor:
         """Places (targets,) whose token is supervised; each is predicted from the place before it."""
         return self.supervised.nonzero().squeeze(1)
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """The document (tokens,) that each token is of."""
+        lengths = torch.tensor(self.lengths, device=self.ids.device)
+        return torch.arange(len(lengths), device=self.ids.device).repeat_interleave(lengths)
+
+    @cached_property
+    def modalities(self) -> list[str]:
+        """What each document shows: "image", "audio + image", ...; "text" where it shows nothing."""
+        shown: list[list[str]] = [[] for _ in self.lengths]
+        for modality, media in sorted(self.media.items()):
+            for number in self.numbers[media.places].unique().tolist():
+                shown[number].append(modality)
+        return [" + ".join(names) or "text" for names in shown]
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -122,6 +139,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         ids=torch.tensor([token for example in examples for token in example.ids], dtype=torch.long),
         supervised=torch.tensor([flag for example in examples for flag in example.supervised], dtype=torch.bool),
         lengths=[len(example) for example in examples],
+        tasks=[example.task for example in examples],
         media={modality: _media_batch(list(group.values())) for modality, group in sorted(media.items())},
     )
 

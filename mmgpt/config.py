@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from mmgpt.errors import ConfigError, MediaError
 
 Precision: TypeAlias = Literal["auto", "32-true", "bf16-mixed"]
+LossPer: TypeAlias = Literal["token", "document"]
+Logger: TypeAlias = Literal["tensorboard", "wandb"]
 CropMode: TypeAlias = Literal["squash", "center"]
 Interpolation: TypeAlias = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
@@ -453,6 +455,7 @@ class TrainConfig:
         batch_tokens: Instead of batch_size: most tokens to a batch, those of the encoders counted too. Batches are
             packed full, so that all cost about the same.
         accumulate: Batches to a step of the optimizer.
+        loss_per: What counts alike in the loss: each supervised token, or each document, however long its answer.
         epochs: Times through the data.
         seed: Of weights, order and made data.
         precision: auto is bf16-mixed where the machine computes in it, else 32-true.
@@ -466,6 +469,7 @@ class TrainConfig:
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
+        loggers: Besides metrics.csv: tensorboard, wandb (which must be installed).
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
             neither decoded nor encoded; runs may share it. None keeps nothing.
@@ -479,6 +483,7 @@ class TrainConfig:
     batch_size: int | None = 64
     batch_tokens: int | None = None
     accumulate: int = 1
+    loss_per: LossPer = "token"
     epochs: int = 1
     seed: int = 0
     precision: Precision = "auto"
@@ -490,6 +495,7 @@ class TrainConfig:
     resume: bool = False
     augment: bool = False
     freeze: list[str] = field(default_factory=list)
+    loggers: list[Logger] = field(default_factory=list)
     beams: int = 1
     cache: str | None = None
     cache_gb: float = 20.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch, MediaInput
-from mmgpt.config import ModelConfig
+from mmgpt.config import LossPer, ModelConfig
 from mmgpt.encoders import ENCODERS
 from mmgpt.encoders.base import Encoder, ragged
 from mmgpt.errors import ConfigError, DataError
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loss:
-    """Sum of the cross-entropy over supervised tokens, in nats, and their number; `mean` is what is minimised."""
+    """Sum of the cross-entropy over supervised tokens, in nats, and their number; `mean` is what is minimised.
+
+    `each` (targets,) is that of each supervised token, without a gradient.
+    """
 
     sum: Tensor
     count: int
+    each: Tensor
 
     @property
     def mean(self) -> Tensor:
@@ -158,10 +162,21 @@ class MultimodalGPT(nn.Module):
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
         return self.gpt.head(self.hidden(batch))
 
-    def loss(self, batch: Batch) -> Loss:
-        """Next-token cross-entropy on the supervised tokens; logits are computed there alone, a chunk at a time."""
+    def loss(self, batch: Batch, per: LossPer = "token") -> Loss:
+        """Next-token cross-entropy on the supervised tokens; logits are computed there alone, a chunk at a time.
+
+        Args:
+            batch: Documents.
+            per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one.
+        """
         targets = batch.targets
         if not len(targets):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
         hidden = self.hidden(batch)[targets - 1]  # targets, width
-        return Loss(self.gpt.loss(hidden, batch.ids[targets]), len(targets))
+        weights, count = None, len(targets)
+        if per == "document":
+            numbers = batch.numbers[targets]
+            weights = 1 / numbers.bincount(minlength=len(batch.lengths))[numbers]
+            count = len(batch.lengths)
+        total, each = self.gpt.loss(hidden, batch.ids[targets], weights)
+        return Loss(total, count, each)

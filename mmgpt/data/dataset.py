@@ -1,7 +1,7 @@
 """Samples to examples: decoding and preprocessing, as the loader's workers do it, with broken samples told apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
@@ -38,7 +38,7 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
     def encode(self, sample: Sample) -> list[Example | Broken]:
         """The examples of any sample."""
         try:
-            prompt = self.processor.encode_prompt(sample.prompt, where=sample.where)
+            prompt = replace(self.processor.encode_prompt(sample.prompt, where=sample.where), task=sample.task)
         except MediaError as error:
             return [Broken(f"{sample.where}: {error}")]
         except TooLongError as error:

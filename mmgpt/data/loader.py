@@ -35,6 +35,7 @@ class Step:
     Args:
         batches: One after the other, their gradients added; None in a process that has nothing for one of them.
         count: Supervised tokens of all batches in all processes.
+        documents: Documents of all batches in all processes.
         names: Where the samples of this process' batches come from.
         broken: What was lost of the samples since the last step.
         epochs: Times through the data when this step is done.
@@ -43,6 +44,7 @@ class Step:
 
     batches: list[Batch | None]
     count: int
+    documents: int
     names: list[str]
     broken: list[Broken]
     epochs: float
@@ -146,12 +148,14 @@ class Loader(Iterable[Step]):
                 batches.append(collate(examples) if examples else None)
                 names += dict.fromkeys(example.where for example in examples)
             count = sum(int(batch.supervised.sum()) for batch in batches if batch is not None)
-            count, left = _in_all(count, own - position + len({unit.place for unit in waiting}))
+            documents = sum(len(batch.lengths) for batch in batches if batch is not None)
+            left = own - position + len({unit.place for unit in waiting})
+            count, documents, left = _in_all(count, documents, left)
             done = epoch + 1 - left / max(1, len(self.order))
             state = {"epoch": epoch, "next": position, "waiting": [[unit.place, unit.piece] for unit in waiting]}
             if not left:
                 state = _start(epoch + 1)
-            yield Step(batches, count, names, broken, done, state)
+            yield Step(batches, count, documents, names, broken, done, state)
         self.load_state(_start(epoch + 1))
 
     def _enough(self, waiting: list[Waiting]) -> bool:

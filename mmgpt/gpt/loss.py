@@ -12,8 +12,12 @@ from torch.nn import functional as F
 CHUNK_BYTES = 64 << 20
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropy of targets under softmax(hidden @ weight.T), in nats; float32, or float64 of float64.
+
+    Returned with it is each target's own (targets,), unweighted and without a gradient.
 
     Logits are computed a chunk of rows at a time, and the gradients with them, so that the backward pass has nothing
     left to compute: the fused linear cross-entropy of Liger Kernel (Hsu et al. 2024). Products are of the type that a
@@ -33,25 +37,26 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, training: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         dtype = F.linear(hidden[:0], weight[:0]).dtype
         exact = torch.promote_types(dtype, torch.float32)
         factors = torch.ones_like(targets, dtype=exact) if weights is None else weights.to(exact)
         hidden_grad = torch.empty_like(hidden) if training and ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight, dtype=exact) if training and ctx.needs_input_grad[1] else None
-        total = torch.zeros((), dtype=exact, device=hidden.device)
+        losses = torch.empty_like(factors)
         matrix, rows = weight.to(dtype), _rows(len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
                 grads = None if hidden_grad is None else hidden_grad[part], weight_grad
-                total += _chunk(hidden[part].to(dtype), matrix, targets[part, None], factors[part, None], *grads)
+                losses[part] = _chunk(hidden[part].to(dtype), matrix, targets[part, None], factors[part, None], *grads)
         ctx.save_for_backward(hidden_grad, weight_grad if weight_grad is None else weight_grad.to(weight.dtype))
-        return total
+        ctx.mark_non_differentiable(losses)
+        return (losses * factors).sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             hidden_grad if hidden_grad is None else hidden_grad * grad,
@@ -70,16 +75,16 @@ def _chunk(
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
 ) -> Tensor:
-    """The sum over rows (rows, width) whose targets and factors are (rows, 1); their gradients are set and added."""
+    """Losses (rows,) of rows (rows, width) whose targets and factors are (rows, 1); gradients are set and added."""
     scores = F.linear(hidden, matrix).log_softmax(1, dtype=factors.dtype)  # rows, vocabulary
-    loss = -(scores.gather(1, targets) * factors).sum()
+    losses = -scores.gather(1, targets).squeeze(1)
     if hidden_grad is not None or weight_grad is not None:
         slope = scores.exp_().mul_(factors).scatter_add_(1, targets, -factors).to(hidden.dtype)  # d loss / d logits
         if hidden_grad is not None:
             hidden_grad[:] = slope @ matrix
         if weight_grad is not None:
             _add_product(weight_grad, slope, hidden)
-    return loss
+    return losses
 
 
 def _rows(width: int) -> int:

@@ -293,8 +293,10 @@ class GPT(nn.Module):
         """Final hidden states (..., width) -> logits (..., vocabulary)."""
         return F.linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropy, in nats, of the head's logits; their whole matrix is never held.
+
+        Returned with it is each target's own (targets,), unweighted and without a gradient.
 
         Args:
             hidden: Final hidden states (targets, width) from which the targets are predicted.
@@ -306,7 +308,7 @@ class GPT(nn.Module):
             return cross_entropy(hidden, weight, targets, weights)
         # Of heads that are more than a matrix (int8, adapted), the logits alone are known.
         losses = F.cross_entropy(self.head(hidden).float(), targets, reduction="none")
-        return losses.sum() if weights is None else losses @ weights
+        return (losses if weights is None else losses * weights).sum(), losses.detach()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""

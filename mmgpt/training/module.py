@@ -3,23 +3,25 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import nn
+from torch import Tensor, nn
 
-from mmgpt.config import OptimizerConfig
+from mmgpt.batch import Batch
+from mmgpt.config import LossPer, OptimizerConfig
 from mmgpt.data.loader import Step
 from mmgpt.errors import ConfigError, DataError, TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.meter import LOGGED, Meter
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import summed, zero_of
 
-LOGGED = 10  # steps from one entry of the log to the next
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 
@@ -35,6 +37,7 @@ class MultimodalModule(L.LightningModule):
         optimizer: The optimizer's settings and its schedule over the epochs, or the steps, of the Trainer.
         freeze: Starts of parameter names that are not trained (encoders.image, gpt, ...).
         seed: Of all chance in training.
+        loss_per: What counts alike: each supervised token of a step, or each document.
         metric: What generated answers of the validation samples are scored with, predictions against references.
 
     Raises:
@@ -50,15 +53,17 @@ class MultimodalModule(L.LightningModule):
         optimizer: OptimizerConfig | None = None,
         freeze: Sequence[str] = (),
         seed: int = 0,
+        loss_per: LossPer = "token",
     ):
         super().__init__()
         self.automatic_optimization = False  # a step is more than one backward pass
         self.model = model
         self.optimizer = optimizer or OptimizerConfig()
         self.seed = seed
+        self.loss_per: LossPer = loss_per
+        self.meter = Meter()
         self.broken: list[str] = []
         self.position: dict[str, Any] = {}  # in the data, after the last step
-        self._validated = torch.zeros(2, dtype=torch.float64)  # sum of the loss, supervised tokens
         freeze_parameters(model, freeze)
 
     def training_step(self, step: Step, index: int) -> None:
@@ -66,33 +71,44 @@ class MultimodalModule(L.LightningModule):
         self.position = step.state
         if not step.count:
             return
-        torch.manual_seed(hash((self.seed, self.trainer.global_step, self.global_rank)) % 2**63)
+        number, processes = self.trainer.global_step + 1, self.trainer.world_size
+        torch.manual_seed(hash((self.seed, number, self.global_rank)) % 2**63)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
+        whole = step.count if self.loss_per == "token" else step.documents
         total = torch.zeros((), device=self.device)
         for batch in step.batches:
-            if batch is None and self.trainer.world_size == 1:
+            if batch is None and processes == 1:
                 continue
-            loss = torch.zeros((), device=self.device) if batch is None else self.model.loss(batch).sum / step.count
-            total += loss.detach()
-            if self.trainer.world_size > 1:
-                loss = loss * self.trainer.world_size + zero_of(self.model)  # gradients are averaged over processes
-            self.manual_backward(loss)
+            share = torch.zeros((), device=self.device)
+            if batch is not None:
+                loss = self.model.loss(batch, self.loss_per)
+                share = loss.sum / whole
+                total += share.detach()
+                self.meter.learned(batch, loss)
+            if processes > 1:
+                share = share * processes + zero_of(self.model)  # gradients are averaged over processes
+            self.manual_backward(share)
+        if number % LOGGED == 0:
+            self.log_dict(gradient_norms(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf)
         if not norm.isfinite():
             raise TrainingError(
-                f"step {self.trainer.global_step + 1}: the gradient is not finite (loss {float(total):g}); nothing was "
-                f"changed by it. Its samples: {shown(', '.join(step.names))}. Lower the learning rate, or look at them"
+                f"step {number}: the gradient is not finite (loss {float(total):g}); nothing was changed by it. Its "
+                f"samples: {shown(', '.join(step.names))}. Lower the learning rate, or look at them"
             )
-        factor = learning_rate(self.trainer.global_step + 1, self._progress(step), self.optimizer)
+        factor = learning_rate(number, self._progress(step), self.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
         optimizer.step()
-        if self.trainer.world_size == 1 or self.trainer.global_step % LOGGED == 0:
+        if processes == 1 or number % LOGGED == 0:
             (mean,) = summed(float(total))
             self.log("loss", mean, prog_bar=True, batch_size=step.count)
+        if number % LOGGED == 0:
+            losses = {f"loss/{name}": loss for name, loss in self.meter.means().items() if name}
+            self.log_dict({**losses, "gradient": norm, "learning_rate": factor * self.optimizer.learning_rate})
 
     def _progress(self, step: Step) -> float:
         """Share of the whole run that is done after a step."""
@@ -102,19 +118,28 @@ class MultimodalModule(L.LightningModule):
         return min(1.0, max(by_epochs, by_steps))
 
     def on_validation_epoch_start(self) -> None:
-        self._validated.zero_()
+        self.validated, self.mistaken = Meter(), Meter()
 
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
-        for batch in step.batches:
-            if batch is not None:
-                loss = self.model.loss(batch)
-                self._validated += torch.tensor([float(loss.sum), loss.count], dtype=torch.float64)
+        for batch in filter(None, step.batches):
+            self.validated.learned(batch, self.model.loss(batch))
+            if (spoilt := exchanged(batch)) is not None:
+                # What a medium is worth: by how much the loss grows with another in its place.
+                self.mistaken.learned(batch, self.model.loss(spoilt))
 
     def on_validation_epoch_end(self) -> None:
-        total, count = summed(*self._validated.tolist())
-        if count:
-            self.log("val_loss", total / count, prog_bar=True)
+        losses, spoilt = self.validated.means(), self.mistaken.means()
+        if "" in losses:
+            self.log("val_loss", losses.pop(""), prog_bar=True)
+            self.log_dict({f"val_loss/{name}": loss for name, loss in losses.items()})
+        self.log_dict(
+            {
+                f"val_gap/{name}": spoilt[name] - loss
+                for name, loss in losses.items()
+                if name in spoilt and name != "text"
+            }
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         settings = self.optimizer
@@ -185,6 +210,32 @@ def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[s
         }
         for (matrix, scale), parameters in groups.items()
     ]
+
+
+def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+    """The norm of the gradient of each encoder, each adapter and the GPT."""
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            first, second, *_ = name.split(".")
+            parts[first if first == "gpt" else f"{first}.{second}"].append(parameter.grad)
+    return {f"gradient/{name}": nn.utils.get_total_norm(gradients) for name, gradients in parts.items()}
+
+
+def exchanged(batch: Batch) -> Batch | None:
+    """The batch with its media exchanged among those of one size; None if none can be."""
+    media, changed = {}, False
+    for modality, group in batch.media.items():
+        inputs = list(group.inputs)
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for number, item in enumerate(inputs):
+            alike[item.grid, item.features].append(number)
+        for numbers in alike.values():
+            for number, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
+                inputs[number] = group.inputs[other]
+            changed |= len(numbers) > 1
+        media[modality] = replace(group, inputs=inputs)
+    return replace(batch, media=media) if changed else None
 
 
 def freeze_parameters(model: nn.Module, prefixes: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import lightning as L
 import PIL.Image
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt.config import DataConfig, Precision, TrainConfig
@@ -30,7 +30,8 @@ from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
-from mmgpt.training.module import LOGGED, CaptioningModule, MultimodalModule, QAModule
+from mmgpt.training.meter import LOGGED, Watch
+from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import gathered, processes
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
@@ -68,7 +69,9 @@ def train(config: TrainConfig) -> Run:
 
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze, config.seed)
+    module = PRESETS.get(config.data.format, QAModule)(
+        model, config.optimizer, config.freeze, config.seed, config.loss_per
+    )  # fmt: skip
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
@@ -104,12 +107,14 @@ def train(config: TrainConfig) -> Run:
         check_val_every_n_epoch=None if config.val_every else 1,
         num_sanity_val_steps=0,
         log_every_n_steps=LOGGED,
-        logger=CSVLogger(save_dir=out, name="", version=""),
+        logger=[CSVLogger(save_dir=out, name="", version=""), *_loggers(config)],
         callbacks=[
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
             state,
+            Watch(config.batch_tokens),
         ],
+        enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
@@ -128,10 +133,32 @@ def train(config: TrainConfig) -> Run:
     return Run(out, time.monotonic() - started, val_samples, broken, trainer.is_global_zero)
 
 
+def _loggers(config: TrainConfig) -> list[Logger]:
+    """Those asked for besides the CSV file. Raises ConfigError for one that is not installed."""
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(config.out, name="", version="tensorboard"),
+        "wandb": lambda: WandbLogger(save_dir=config.out, name=Path(config.out).name),
+    }
+    try:
+        return [makers[name]() for name in config.loggers]
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"loggers: {', '.join(config.loggers)}: {error.name} is not installed; install it") from None
+
+
 def _decisive(config: TrainConfig) -> dict[str, Any]:
     """What decides how a run goes, by name and as JSON has it; a resumed run must have the same."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("out", "resume", "save_every", "keep", "beams", "cache", "cache_gb", "checkpoint_activations"):
+    for name in (
+        "out",
+        "resume",
+        "save_every",
+        "keep",
+        "beams",
+        "loggers",
+        "cache",
+        "cache_gb",
+        "checkpoint_activations",
+    ):
         del values[name]
     del values["data"]["workers"]
     return values

@@ -9,7 +9,11 @@ from torch.utils._pytree import tree_leaves
 
 from mmgpt.config import GPTConfig
 from mmgpt.gpt import GPT, Documents, loss
-from mmgpt.gpt.loss import cross_entropy
+from mmgpt.gpt.loss import cross_entropy as sum_and_each
+
+
+def cross_entropy(*arguments) -> torch.Tensor:
+    return sum_and_each(*arguments)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +179,7 @@ def test_the_gpts_loss_is_that_of_its_logits_and_so_are_the_gradients_of_all_its
     hidden = model.transform(model.embed(ids), Documents([60]))[:-1]
     weights = torch.rand(59, dtype=torch.float64)
     losses = F.cross_entropy(model.head(hidden), ids[1:], reduction="none")
-    pairs = [(model.loss(hidden, ids[1:]), losses.sum()), (model.loss(hidden, ids[1:], weights), losses @ weights)]
+    pairs = [(model.loss(hidden, ids[1:])[0], losses.sum()), (model.loss(hidden, ids[1:], weights)[0], losses @ weights)]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
         found = (torch.autograd.grad(value, list(model.parameters()), retain_graph=True) for value in (ours, theirs))
@@ -195,5 +199,14 @@ def test_a_head_that_is_more_than_its_weight_is_asked_for_its_logits():
     model.lm_head = Doubling(16, 61).double()
     hidden, targets, weights = torch.randn(30, 16).double(), torch.randint(61, (30,)), torch.rand(30)
     losses = F.cross_entropy(model.head(hidden).float(), targets, reduction="none")
-    torch.testing.assert_close(model.loss(hidden, targets), losses.sum())
-    torch.testing.assert_close(model.loss(hidden, targets, weights), losses @ weights)
+    torch.testing.assert_close(model.loss(hidden, targets)[0], losses.sum())
+    torch.testing.assert_close(model.loss(hidden, targets, weights)[0], losses @ weights)
+
+
+def test_each_target_has_its_own_loss_whatever_it_weighs():
+    hidden, weight, targets = torch.randn(70, 8), torch.randn(30, 8), torch.randint(0, 30, (70,))
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    for weights in (None, torch.rand(70)):
+        _, each = sum_and_each(hidden.requires_grad_(), weight, targets, weights)
+        torch.testing.assert_close(each, expected)
+        assert not each.requires_grad

@@ -1,0 +1,173 @@
+"""What each kind of document costs, and what a run does with its time."""
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from mmgpt.batch import Batch
+from mmgpt.data.loader import Step
+from mmgpt.model import Loss
+from mmgpt.training.parallel import gathered, summed
+
+LOGGED = 10  # steps from one entry of the log to the next
+TOLD = 30.0  # seconds from one line to the next where there is no terminal
+
+
+@dataclass
+class Meter:
+    """Mean losses by task and by modality, of the documents since it was last read."""
+
+    _seen: list[tuple[Tensor, list[list[str]]]] = field(default_factory=list)
+
+    def learned(self, batch: Batch, loss: Loss) -> None:
+        """Note the losses of a batch's documents. Nothing is read from the device yet."""
+        targets, count = batch.numbers[batch.targets], len(batch.lengths)
+        sums = torch.zeros(count, dtype=torch.float64, device=targets.device).index_add(0, targets, loss.each.double())
+        kinds = [["", *{task, shown} - {""}] for task, shown in zip(batch.tasks, batch.modalities, strict=True)]
+        self._seen.append((torch.stack([sums, targets.bincount(minlength=count).double()]), kinds))
+
+    def means(self) -> dict[str, float]:
+        """The mean per supervised token by task and by modality, and of all as "", of all processes; begins anew."""
+        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for numbers, kinds in self._seen:
+            for (total, count), names in zip(numbers.T.tolist(), kinds, strict=True):
+                for name in names:
+                    totals[name][0] += total
+                    totals[name][1] += count
+        self._seen = []
+        merged: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for own in gathered(dict(totals)):
+            for name, (total, count) in own.items():
+                merged[name][0] += total
+                merged[name][1] += count
+        return {name: total / count for name, (total, count) in sorted(merged.items())}
+
+
+class Watch(L.Callback):
+    """Shows how far the run is, and logs what it does with its time.
+
+    tokens_per_second (of the GPT, in all processes), supervised (share of these tokens that are learned), wait (share
+    of the time that the model waited for data), fill (share of batch_tokens that batches hold) and memory_gb (the most
+    so far). Validation is not counted.
+
+    Args:
+        batch_tokens: The budget of a batch, if it has one.
+    """
+
+    def __init__(self, batch_tokens: int | None = None):
+        self.batch_tokens = batch_tokens
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._told = time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._tokens = self._learned = self._cost = self._batches = 0
+        self._waited = self._worked = 0.0
+        self._mark = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+            details = TextColumn("{task.fields[told]}")
+            console = Console()
+            self._bar = Progress(
+                *columns,
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                details,
+                console=console,
+                disable=not console.is_terminal,
+            )
+            self._task = self._bar.add_task("training", total=1.0, told="")
+            self._bar.start()
+        self._reset()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self._waited += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        self._worked += now - self._mark
+        self._mark = now
+        for one in filter(None, batch.batches):
+            self._batches += 1
+            self._tokens += len(one.ids)
+            self._learned += int(one.supervised.sum())
+            self._cost += len(one.ids) + sum(item.grid.count for group in one.media.values() for item in group.inputs)
+        if trainer.global_step % LOGGED == 0:
+            pl_module.log_dict(self._measured())
+            self._reset()
+        if trainer.is_global_zero:
+            self._show(trainer, batch)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description="validating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description="training")
+        self._mark = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _measured(self) -> dict[str, float]:
+        tokens, learned, cost, batches = summed(self._tokens, self._learned, self._cost, self._batches)
+        spent = max(1e-9, self._waited + self._worked)
+        found = {
+            "tokens_per_second": tokens / spent,
+            "supervised": learned / max(1.0, tokens),
+            "wait": self._waited / spent,
+        }
+        if self.batch_tokens is not None:
+            found["fill"] = cost / max(1.0, batches * self.batch_tokens)
+        return {**found, "memory_gb": most_memory() / 1e9}
+
+    def _show(self, trainer: L.Trainer, step: Step) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        done = max(step.epochs / epochs if epochs > 0 else 0.0, trainer.global_step / steps if steps > 0 else 0.0)
+        shown = [("loss", "loss", ".3f"), ("val_loss", "validation", ".3f"), ("val_score", "score", ".3f")]
+        told = [f"step {trainer.global_step}"]
+        told += [f"{name} {metrics[key]:{form}}" for key, name, form in shown if key in metrics]
+        if "tokens_per_second" in metrics:
+            told += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"wait {metrics['wait']:.0%}"]
+            told += [f"{metrics['memory_gb']:.1f} GB"]
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, told=", ".join(told))
+        if not sys.stdout.isatty() and time.monotonic() - self._told > TOLD:
+            self._told = time.monotonic()
+            print(f"{done:.0%}: {', '.join(told)}", flush=True)
+
+
+def most_memory() -> int:
+    """Bytes that this process has held at most: on its GPU where it has one, else in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
