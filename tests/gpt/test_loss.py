@@ -179,7 +179,10 @@ def test_the_gpts_loss_is_that_of_its_logits_and_so_are_the_gradients_of_all_its
     hidden = model.transform(model.embed(ids), Documents([60]))[:-1]
     weights = torch.rand(59, dtype=torch.float64)
     losses = F.cross_entropy(model.head(hidden), ids[1:], reduction="none")
-    pairs = [(model.loss(hidden, ids[1:])[0], losses.sum()), (model.loss(hidden, ids[1:], weights)[0], losses @ weights)]
+    pairs = [
+        (model.loss(hidden, ids[1:])[0], losses.sum()),
+        (model.loss(hidden, ids[1:], weights)[0], losses @ weights),
+    ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
         found = (torch.autograd.grad(value, list(model.parameters()), retain_graph=True) for value in (ours, theirs))

@@ -1,0 +1,105 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import some_audio, some_image
+from walls import wall_config, write_walls
+
+from mmgpt.batch import Batch, collate
+from mmgpt.content import Message
+from mmgpt.data.dataset import ExampleDataset
+from mmgpt.data.sample import Sample
+from mmgpt.training.meter import Meter, most_memory
+from mmgpt.training.module import exchanged
+from mmgpt.training.run import train
+
+
+def batch(processor, *samples: tuple[str, list, tuple[str, ...]]) -> Batch:
+    dataset = ExampleDataset(
+        [
+            Sample((Message.of("user", *parts),), answers, task, f"x:{i}")
+            for i, (task, parts, answers) in enumerate(samples)
+        ],
+        processor,
+    )
+    return collate([example for i in range(len(dataset)) for example in dataset[i]])
+
+
+def test_losses_are_told_apart_by_task_and_by_modality(model, processor):
+    kinds = [
+        ("ask", [some_image(0), "What?"], ("a red circle", "red")),
+        ("ask", ["What?"], ("a b",)),
+        ("hear", [some_audio(0), some_image(1)], ("boom",)),
+    ]
+    meter, alone = Meter(), []
+    with torch.no_grad():
+        both = batch(processor, *kinds)
+        meter.learned(both, model.loss(both))
+        for kind in kinds:
+            one = batch(processor, kind)
+            loss = model.loss(one)
+            alone.append((float(loss.sum), loss.count))
+
+    def mean(*numbers: int) -> float:
+        return pytest.approx(sum(alone[i][0] for i in numbers) / sum(alone[i][1] for i in numbers), rel=1e-5)
+
+    assert meter.means() == {
+        "": mean(0, 1, 2), "ask": mean(0, 1), "hear": mean(2), "image": mean(0), "text": mean(1), "audio + image": mean(2)
+    }  # fmt: skip
+    assert meter.means() == {}
+
+
+def test_media_are_exchanged_among_those_of_one_size_and_nothing_else_is(processor):
+    pictures = batch(processor, *(("ask", [some_image(i), "What?"], ("a",)) for i in range(3)))
+    spoilt = exchanged(pictures)
+    assert spoilt is not None
+    before, after = ([item.digest for item in one.media["image"].inputs] for one in (pictures, spoilt))
+    assert sorted(before) == sorted(after)
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert spoilt.ids is pictures.ids
+    sounds = batch(processor, *(("ask", [some_audio(i, 1000 + 2000 * i), "What?"], ("a",)) for i in range(2)))
+    assert len({item.grid for item in sounds.media["audio"].inputs}) == 2  # of two lengths
+    assert exchanged(sounds) is None
+    assert exchanged(batch(processor, ("ask", ["What?"], ("a",)))) is None
+
+
+def columns(out: Path) -> dict[str, list[float]]:
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> tuple[dict[str, list[float]], str]:
+    place = tmp_path_factory.mktemp("logged")
+    config = wall_config(
+        write_walls(place / "walls", train=17, dev=6), place / "run", epochs=60, batch_size=None, batch_tokens=150
+    )
+    train(config)
+    return columns(place / "run"), config.out
+
+
+def test_a_run_logs_what_it_does_with_its_time(logged):
+    log, _ = logged
+    assert all(value > 0 for value in log["tokens_per_second"])
+    assert all(0 < value < 1 for name in ("supervised", "wait") for value in log[name])
+    assert all(0.5 < value <= 1 for value in log["fill"])
+    assert log["memory_gb"] == sorted(log["memory_gb"])
+    assert log["memory_gb"][-1] <= most_memory() / 1e9
+
+
+def test_a_run_logs_losses_by_kind_and_gradients_by_module(logged):
+    log, _ = logged
+    assert log["loss/caption"] == log["loss/image"]
+    assert log["val_loss/caption"] == pytest.approx(log["val_loss"])
+    parts = [log[f"gradient/{name}"] for name in ("gpt", "encoders.image", "adapters.image")]
+    for whole, *norms in zip(log["gradient"], *parts, strict=True):
+        assert whole == pytest.approx(sum(norm**2 for norm in norms) ** 0.5, rel=1e-4)
+
+
+def test_a_model_that_has_learned_to_see_loses_by_other_pictures(logged):
+    """And one that has not does not: so it is seen in minutes whether a projector learns."""
+    log, _ = logged
+    assert abs(log["val_gap/image"][0]) < 0.1
+    assert log["val_gap/image"][-1] > 1.0
