@@ -37,9 +37,15 @@ MAX_HEADER = 100_000_000  # bytes, as safetensors has it; a damaged file may cla
 
 
 def save(
-    directory: str | Path, model: "MultimodalGPT", tokenizer: "Tokenizer", training: dict[str, Any] | None = None
+    directory: str | Path,
+    model: "MultimodalGPT",
+    tokenizer: "Tokenizer",
+    training: dict[str, Any] | None = None,
+    tensors: "dict[str, Tensor] | None" = None,
 ) -> Path:
     """Write a new version of the checkpoint and put it in force; `training` is what is told of how it was made.
+
+    `tensors` are written instead of the model's own, where these are not what is to be kept.
 
     Raises CheckpointError when it cannot be written; the version before it then stays in force.
     """
@@ -57,8 +63,9 @@ def save(
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (draft / "training.json").write_text(json.dumps(training or {}, indent=2) + "\n")
         (draft / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _tensors(model).items()}
-        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
+        kept = tensors_of(model) if tensors is None else tensors
+        kept = {name: tensor.detach().contiguous().cpu() for name, tensor in kept.items()}
+        save_file(kept, draft / "model.safetensors", metadata={"format": "pt"})
         for path in draft.iterdir():
             _sync(path)
         draft.rename(directory / version)
@@ -197,7 +204,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
-def _tensors(model: "nn.Module") -> "dict[str, Tensor]":
+def tensors_of(model: "nn.Module") -> "dict[str, Tensor]":
     """Parameters and persistent buffers, each once, though encoders and the head may be shared."""
     kept = model.state_dict().keys()
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -205,7 +212,7 @@ def _tensors(model: "nn.Module") -> "dict[str, Tensor]":
 
 
 def _load_tensors(model: "nn.Module", path: Path) -> None:
-    own, shapes = _tensors(model), _shapes(path)
+    own, shapes = tensors_of(model), _shapes(path)
     if missing := sorted(own.keys() - shapes.keys()):
         raise CheckpointError(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
     if extra := sorted(shapes.keys() - own.keys()):

@@ -466,6 +466,7 @@ class TrainConfig:
         keep: How many states to keep.
         devices: Processes on this machine, each with a GPU of its own where there are any (DDP); torchrun, which starts
             them itself, also on many machines, decides it instead.
+        sharded: Divide weights, gradients and optimizer among the processes (FSDP2), for models that do not fit one.
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
@@ -492,6 +493,7 @@ class TrainConfig:
     save_every: int = 1000
     keep: int = 2
     devices: int = 1
+    sharded: bool = False
     resume: bool = False
     augment: bool = False
     freeze: list[str] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """MultimodalGPT: encoders, adapters and GPT as one module; forward, loss, save and load."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ class MultimodalGPT(nn.Module):
             )
             setattr(resolved, modality, encoder.config)
         self.config = resolved
+        self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
         self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
 
     @property
@@ -179,4 +181,6 @@ class MultimodalGPT(nn.Module):
             weights = 1 / numbers.bincount(minlength=len(batch.lengths))[numbers]
             count = len(batch.lengths)
         total, each = self.gpt.loss(hidden, batch.ids[targets], weights)
+        if self.also is not None:
+            total = total + self.also(self)
         return Loss(total, count, each)

@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> None:
     print("making a small world and a small model; one model learns pictures, sounds, clips and text", flush=True)
 
     import shlex
+    import shutil
     from pathlib import Path
 
     from mmgpt.data.world import World, tasks_of
@@ -75,6 +76,7 @@ def main(arguments: list[str]) -> None:
     from mmgpt.training.report import finish
     from mmgpt.training.run import train
 
+    shutil.rmtree(Path(config.out) / "state", ignore_errors=True)  # of a demo that was stopped: it begins anew
     run = train(config)
     held_out = [s for task in tasks_of() for s in World("test", args.held_out, args.seed, task=task)]
     finish(config, run, held_out, GOALS, title="mmgpt demo")

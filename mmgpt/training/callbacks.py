@@ -19,7 +19,7 @@ from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import gathered
+from mmgpt.training.parallel import gathered, is_sharded, plain
 from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
 
 
@@ -34,18 +34,23 @@ class KeepCheckpoints(L.Callback):
         self.saved_at = -1  # steps
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
         assert isinstance(pl_module, MultimodalModule)
         self.saved_at = trainer.global_step
+        model = pl_module.model
+        # Of a model that is divided all processes give their parts, and the first one writes.
+        tensors = {name: plain(tensor) for name, tensor in checkpoint.tensors_of(model).items()}
         loss = trainer.callback_metrics.get("val_loss")
         told = {**self.training, "steps": trainer.global_step}
         if loss is not None:
             told["val_loss"] = round(float(loss), 4)
-        checkpoint.save(self.out / "last", pl_module.model, self.tokenizer, told)
+        if trainer.is_global_zero:
+            checkpoint.save(self.out / "last", model, self.tokenizer, told, tensors)
         if loss is None or float(loss) < self.best:
             self.best = float(loss) if loss is not None else self.best
-            checkpoint.save(self.out / "best", pl_module.model, self.tokenizer, told)
+            if trainer.is_global_zero:
+                checkpoint.save(self.out / "best", model, self.tokenizer, told, tensors)
 
 
 class KeepState(L.Callback):
@@ -106,7 +111,6 @@ class KeepState(L.Callback):
                 f"{state}: is of {len(values['processes'])} processes, which have the data among them; resume with as "
                 f"many, not {trainer.world_size}"
             )
-        load_weights(state, module.model)
         module.position, module.broken = values["processes"][trainer.global_rank]
         self.loader.load_state(module.position)
         self.checkpoints.best = values["best"]
@@ -131,6 +135,7 @@ class KeepState(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is not None:
             assert isinstance(pl_module, MultimodalModule)
+            load_weights(self.state, pl_module.model)
             load_optimizer(self.state, pl_module.model, trainer.optimizers[0])
 
     def on_train_batch_start(
@@ -155,8 +160,7 @@ class KeepState(L.Callback):
             "batches": trainer.fit_loop.epoch_loop.batch_progress.total.completed,
             "steps": trainer.global_step,
         }
-        if trainer.is_global_zero:
-            save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
+        save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
 
 
 def _counted(progress: Any, count: int) -> Any:
@@ -173,9 +177,9 @@ class ShowSamples(L.Callback):
         self.samples = samples
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
         assert isinstance(pl_module, MultimodalModule)
+        if trainer.sanity_checking or not trainer.is_global_zero or is_sharded(pl_module.model):
+            return  # a divided model answers nothing on its own
         assistant = Assistant(pl_module.model, self.tokenizer)
         answered = answer_all(assistant, self.samples, Decoding()).answered
         if answered:

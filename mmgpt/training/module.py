@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch
@@ -20,8 +21,10 @@ from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.training.meter import LOGGED, Meter
 from mmgpt.training.muon import Muon
-from mmgpt.training.parallel import summed, zero_of
+from mmgpt.training.parallel import is_sharded, plain, shard, summed, zero_of
 
+# A document of two tokens, for a process that has none where all must run the model.
+BLANK = Batch(torch.zeros(2, dtype=torch.long), torch.tensor([False, True]), [2], [""], {})
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 
@@ -66,6 +69,13 @@ class MultimodalModule(L.LightningModule):
         self.position: dict[str, Any] = {}  # in the data, after the last step
         freeze_parameters(model, freeze)
 
+    def configure_model(self) -> None:
+        if self.trainer.world_size > 1:
+            self.model.also = zero_of
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not is_sharded(self.model):
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
         self.position = step.state
@@ -81,19 +91,16 @@ class MultimodalModule(L.LightningModule):
         for batch in step.batches:
             if batch is None and processes == 1:
                 continue
-            share = torch.zeros((), device=self.device)
+            loss = self.model.loss(BLANK.to(self.device) if batch is None else batch, self.loss_per)
+            share = loss.sum / whole if batch is not None else 0 * loss.sum
             if batch is not None:
-                loss = self.model.loss(batch, self.loss_per)
-                share = loss.sum / whole
-                total += share.detach()
                 self.meter.learned(batch, loss)
-            if processes > 1:
-                share = share * processes + zero_of(self.model)  # gradients are averaged over processes
-            self.manual_backward(share)
+            total += share.detach()
+            self.manual_backward(share * processes)  # gradients are averaged over processes
         if number % LOGGED == 0:
             self.log_dict(gradient_norms(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf)
+        norm = plain(nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf))
         if not norm.isfinite():
             raise TrainingError(
                 f"step {number}: the gradient is not finite (loss {float(total):g}); nothing was changed by it. Its "
@@ -122,11 +129,14 @@ class MultimodalModule(L.LightningModule):
 
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
-        for batch in filter(None, step.batches):
-            self.validated.learned(batch, self.model.loss(batch))
-            if (spoilt := exchanged(batch)) is not None:
-                # What a medium is worth: by how much the loss grows with another in its place.
-                self.mistaken.learned(batch, self.model.loss(spoilt))
+        for batch in step.batches:
+            # What a medium is worth: by how much the loss grows with another in its place.
+            spoilt = None if batch is None else exchanged(batch)
+            for meter, one in ((self.validated, batch), (self.mistaken, spoilt)):
+                if one is not None:
+                    meter.learned(one, self.model.loss(one))
+                elif is_sharded(self.model):  # all processes must run the model alike
+                    self.model.loss(BLANK.to(self.device))
 
     def on_validation_epoch_end(self) -> None:
         losses, spoilt = self.validated.means(), self.mistaken.means()
@@ -219,7 +229,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
         if parameter.grad is not None:
             first, second, *_ = name.split(".")
             parts[first if first == "gpt" else f"{first}.{second}"].append(parameter.grad)
-    return {f"gradient/{name}": nn.utils.get_total_norm(gradients) for name, gradients in parts.items()}
+    return {f"gradient/{name}": plain(nn.utils.get_total_norm(gradients)) for name, gradients in parts.items()}
 
 
 def exchanged(batch: Batch) -> Batch | None:

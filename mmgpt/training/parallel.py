@@ -5,16 +5,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from mmgpt.config import TrainConfig
 from mmgpt.errors import ConfigError
+from mmgpt.model import MultimodalGPT
 
 
 def processes(config: TrainConfig) -> dict[str, Any]:
     """The Trainer's settings for the processes of a run: those that torchrun has started, or as many as are asked for.
 
-    Raises ConfigError where the machine has fewer GPUs.
+    Raises ConfigError where the machine has fewer GPUs, or what is asked for cannot be divided.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
@@ -22,17 +27,77 @@ def processes(config: TrainConfig) -> dict[str, Any]:
     if 0 < gpus < here:
         raise ConfigError(f"devices: {here}, but this machine has {gpus} GPUs")
     settings: dict[str, Any] = {"accelerator": "cuda" if gpus else "cpu", "devices": here, "num_nodes": nodes}
-    return settings if here * nodes == 1 else {**settings, "strategy": "ddp"}
+    if not config.sharded:
+        return settings if here * nodes == 1 else {**settings, "strategy": "ddp"}
+    if here * nodes == 1:
+        raise ConfigError("sharded: there is one process alone, nothing to divide among; set devices, or use torchrun")
+    if config.optimizer.muon is not None:
+        raise ConfigError("sharded: Muon needs whole matrices; leave optimizer.muon out")
+    if config.model.gpt.cross is not None:
+        raise ConfigError(
+            "sharded: a block with cross-attention runs only part of its weights where there are no media"
+        )
+    return {**settings, "strategy": ModelParallelStrategy(data_parallel_size=here * nodes, tensor_parallel_size=1)}
+
+
+def shard(model: MultimodalGPT, mesh: DeviceMesh) -> None:
+    """Divide the weights among processes (FSDP2): each block of the GPT on its own, all else together.
+
+    Blocks run in every process in the same order. Encoders do not, as media differ: theirs are gathered with the
+    whole, so that it does not matter which process runs which.
+    """
+    for block in model.gpt.transformer.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
 
 
 def zero_of(model: nn.Module) -> Tensor:
     """Zero, of which every trained parameter has a gradient of zero.
 
     Processes add up their gradients parameter by parameter, so all must have them for all: a process whose batch has no
-    sound, or no document at all, too.
+    sound, or no document at all, too. Parts of divided parameters are left out: blocks, which run everywhere.
     """
-    firsts = [parameter.flatten()[0] for parameter in model.parameters() if parameter.requires_grad]
-    return 0.0 * torch.stack([first.float() for first in firsts]).sum()
+    firsts = [
+        parameter.flatten()[0].float()
+        for parameter in model.parameters()
+        if parameter.requires_grad and not isinstance(parameter, DTensor)
+    ]
+    return 0.0 * torch.stack(firsts).sum()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor that is whole in this process; for one that is divided, all processes must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor of the optimizer, of which this is what this process holds, as the parameter's own is."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor) or not tensor.ndim:
+        return tensor
+    mesh, places = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(tensor, mesh, places, shape=parameter.shape, stride=parameter.stride())
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def summed(*numbers: float) -> list[float]:

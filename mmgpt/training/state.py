@@ -1,12 +1,13 @@
 """The state of a run, from which it goes on as if it had never stopped: weights, optimizer, place in the data.
 
-    OUT/state/<step>/model.safetensors       all parameters and buffers
-                     optimizer.safetensors   the optimizer's tensors, by the name of their parameter
-                     state.json              steps, place in the data of each process, what callbacks remember
-                     metrics.csv             the log so far
+    OUT/state/<step>/model.0.safetensors       all parameters and buffers
+                     optimizer.0.safetensors   the optimizer's tensors, by the name of their parameter
+                     state.json                steps, place in the data of each process, what callbacks remember
+                     metrics.csv               the log so far
 
-There is no random state: what is drawn in a step, or for a sample, is drawn from the seed and its number. A state is
-written under another name and renamed, so one that is there is whole.
+Where processes divide a model, each writes its part of every tensor, model.1.safetensors and so on. There is no random
+state: what is drawn in a step, or for a sample, is drawn from the seed and its number. A state is written under another
+name and renamed, so one that is there is whole.
 """
 
 import csv
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmgpt.errors import TrainingError, WriteError
+from mmgpt.training.parallel import is_sharded, meet, own_part, part_of, rank
 
 
 def states(out: Path) -> list[Path]:
@@ -33,30 +35,42 @@ def states(out: Path) -> list[Path]:
 def save_state(
     out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], keep: int
 ) -> None:
-    """Write the state after a step and drop all but the last `keep`. Raises WriteError when it cannot be written."""
+    """Write the state after a step and drop all but the last `keep`; all processes call it together.
+
+    Raises WriteError when it cannot be written.
+    """
     folder = out / "state"
     draft, old, target = folder / ".draft", folder / ".old", folder / f"{step:09d}"
     if target.is_dir():  # the run went on from before it, to the very same
         return
-    for left_over in (draft, old):  # by a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        save_file(_weights(model), draft / "model.safetensors")
-        save_file(_flat(model, optimizer), draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps(values))
-        if (out / "metrics.csv").is_file():
-            shutil.copy(out / "metrics.csv", draft)
-        for path in draft.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        draft.rename(target)
+        if rank() == 0:
+            for left_over in (draft, old):  # by a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            draft.mkdir(parents=True)
+        meet()
+        if rank() == 0 or is_sharded(model):
+            save_file({n: own_part(t) for n, t in _weights(model).items()}, draft / f"model.{rank()}.safetensors")
+            save_file(
+                {n: own_part(t) for n, t in _flat(model, optimizer).items()}, draft / f"optimizer.{rank()}.safetensors"
+            )
+            for path in draft.glob(f"*.{rank()}.safetensors"):
+                _sync(path)
+        meet()
+        if rank() == 0:
+            (draft / "state.json").write_text(json.dumps(values))
+            if (out / "metrics.csv").is_file():
+                shutil.copy(out / "metrics.csv", draft)
+            for path in draft.iterdir():
+                _sync(path)
+            draft.rename(target)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise WriteError(f"{folder}: the state of step {step} is not saved: {error}") from error
-    for state in states(out)[:-keep]:
-        state.rename(old)  # first: half removed it would look like a whole one
-        shutil.rmtree(old, ignore_errors=True)
+    if rank() == 0:
+        for state in states(out)[:-keep]:
+            state.rename(old)  # first: half removed it would look like a whole one
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def read_values(state: Path) -> dict[str, Any]:
@@ -69,23 +83,24 @@ def read_values(state: Path) -> dict[str, Any]:
 
 def load_weights(state: Path, model: nn.Module) -> None:
     """Put the weights of a state into the model."""
-    saved, own = load_file(state / "model.safetensors"), _weights(model)
+    path = state / f"model.{rank() if is_sharded(model) else 0}.safetensors"
+    saved, own = load_file(path), _weights(model)
     if saved.keys() != own.keys():
         raise TrainingError(f"{state}: holds another model ({sorted(saved.keys() ^ own.keys())[0]})")
     for name, tensor in own.items():
-        tensor.copy_(saved[name])
+        own_part(tensor).copy_(saved[name])
 
 
 def load_optimizer(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's tensors of a state into a new optimizer of the same parameters."""
-    saved = load_file(state / "optimizer.safetensors")
+    saved = load_file(state / f"optimizer.{rank() if is_sharded(model) else 0}.safetensors")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             prefix = f"{names[id(parameter)]}/"
             entries = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
             if entries:
-                optimizer.state[parameter] = {name: tensor.to(parameter.device) for name, tensor in entries.items()}
+                optimizer.state[parameter] = {name: part_of(parameter, tensor) for name, tensor in entries.items()}
 
 
 def restore_log(state: Path, logger: CSVLogger) -> None:
@@ -95,6 +110,11 @@ def restore_log(state: Path, logger: CSVLogger) -> None:
             rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
         logger.experiment.metrics = rows
         logger.save()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

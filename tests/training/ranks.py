@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import some_audio, some_image, some_video, tiny_config
 
@@ -21,6 +22,7 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.module import MultimodalModule
+from mmgpt.training.parallel import plain
 
 # What the samples show, in turn: of two processes the first has the even ones, the second the odd ones.
 CASES = {
@@ -43,27 +45,35 @@ def samples(case: str) -> list[Sample]:
     ]
 
 
-def train(case: str, out: Path, crossing: bool = False, **loading) -> None:
+def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, **loading) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
     config = tiny_config(len(tokenizer))
     config.gpt.cross = "inside" if crossing else None
     torch.manual_seed(0)
     module = MultimodalModule(MultimodalGPT(config), OptimizerConfig(clip=1.0, warmup=0))
-    parameters = list(module.model.parameters())
-    module.configure_optimizers = lambda: torch.optim.SGD([{"params": parameters, "initial_lr": 0.1}], lr=0.1)  # type: ignore
+    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
+        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
+    )
     trainer = L.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=2, logger=False,
+        accelerator="cpu", devices=processes, strategy=strategy(sharded, processes), max_epochs=2, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     processor = Processor(module.model.config, tokenizer)
     train, val = (Loader(samples(case), processor, shuffle=False, **loading) for _ in range(2))
     trainer.fit(module, train, val)
+    learned = {name: plain(parameter.detach()) for name, parameter in module.model.named_parameters()}
     if trainer.is_global_zero:
-        learned = {name: parameter.detach() for name, parameter in module.model.named_parameters()}
         learned["val_loss"] = trainer.callback_metrics["val_loss"].reshape(1)
         name = f"{case}{' beside the sequence' if crossing else ''}{' accumulated' if 'accumulate' in loading else ''}"
+        name += " divided" if sharded else ""
         save_file(learned, out / f"{name}.safetensors")
+
+
+def strategy(sharded: bool, processes: int):
+    if processes == 1:
+        return "auto"
+    return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1) if sharded else "ddp"
 
 
 def main(out: Path) -> None:
@@ -72,6 +82,7 @@ def main(out: Path) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for case in CASES:
         train(case, out, batch_size=4 // processes)
+        train(case, out, sharded=True, batch_size=4 // processes)
     train("text and sound", out, crossing=True, batch_size=4 // processes)
     train("sound and pictures", out, batch_size=2 // processes, accumulate=2)
 

@@ -45,7 +45,8 @@ def test_losses_are_told_apart_by_task_and_by_modality(model, processor):
         return pytest.approx(sum(alone[i][0] for i in numbers) / sum(alone[i][1] for i in numbers), rel=1e-5)
 
     assert meter.means() == {
-        "": mean(0, 1, 2), "ask": mean(0, 1), "hear": mean(2), "image": mean(0), "text": mean(1), "audio + image": mean(2)
+        "": mean(0, 1, 2), "ask": mean(0, 1), "hear": mean(2),
+        "image": mean(0), "text": mean(1), "audio + image": mean(2),
     }  # fmt: skip
     assert meter.means() == {}
 

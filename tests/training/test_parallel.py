@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import nn
 
-from mmgpt.config import TrainConfig
+from mmgpt.config import GPTConfig, ModelConfig, OptimizerConfig, TrainConfig
 from mmgpt.errors import ConfigError
 from mmgpt.training.parallel import gathered, processes, summed, zero_of
 
@@ -43,8 +44,9 @@ def learned(tmp_path_factory) -> dict[int, Path]:
     return places
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(f"{case} divided" for case in CASES[:4])])
 def test_two_processes_learn_what_one_learns(learned, case):
+    """Each with the whole model (DDP), or with the model divided among them (FSDP2)."""
     one, two = (load_file(learned[count] / f"{case}.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -81,6 +83,22 @@ def test_processes_are_those_asked_for_or_those_torchrun_started(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert processes(TrainConfig()) == {"accelerator": "cpu", "devices": 4, "num_nodes": 2, "strategy": "ddp"}
+    strategy = processes(TrainConfig(sharded=True))["strategy"]
+    assert isinstance(strategy, ModelParallelStrategy)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="devices: 4, but this machine has 2 GPUs"):
         processes(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (TrainConfig(sharded=True), "one process alone"),
+        (TrainConfig(sharded=True, devices=2, optimizer=OptimizerConfig(muon=0.1)), "Muon needs whole matrices"),
+        (TrainConfig(sharded=True, devices=2, model=ModelConfig(GPTConfig(cross="inside"))), "cross-attention"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(config, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=f"sharded: .*{reason}"):
+        processes(config)
