@@ -422,7 +422,8 @@ class OptimizerConfig:
         learning_rate: Peak learning rate of AdamW.
         muon: Peak learning rate of Muon (Jordan et al. 2024), which then steps the weight matrices; None leaves them
             to AdamW. Good values are a few times AdamW's.
-        scales: Factors on the learning rate of modules, by the start of their parameters' names (encoders: 2.0).
+        scales: Factors on the learning rate of what patterns like those of `train` name (encoders: 2.0); of several the
+            last counts.
         warmup: Steps, or the share of all steps if below 1, of linear warm-up.
         final: Learning rate at the end, as a share of the peak.
         weight_decay: On matrices alone; norms, biases and embeddings get none.
@@ -465,7 +466,8 @@ class TrainConfig:
             them itself, also on many machines, decides it instead.
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
-        freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
+        train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
+            (adapters, gpt.transformer, encoders.image, *.gated, ...).
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
             neither decoded nor encoded; runs may share it. None keeps nothing.
@@ -489,7 +491,7 @@ class TrainConfig:
     devices: int = 1
     resume: bool = False
     augment: bool = False
-    freeze: list[str] = field(default_factory=list)
+    train: list[str] = field(default_factory=lambda: ["*"])
     beams: int = 1
     cache: str | None = None
     cache_gb: float = 20.0

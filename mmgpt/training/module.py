@@ -1,7 +1,6 @@
 """The Lightning module: loss, optimizer, schedule. Captioning and question answering are presets of it."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,11 +12,12 @@ from torch import nn
 
 from mmgpt.config import OptimizerConfig
 from mmgpt.data.loader import Step
-from mmgpt.errors import ConfigError, DataError, TrainingError, shown
+from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import summed, zero_of
+from mmgpt.training.parts import parameter_groups, train_only
 
 LOGGED = 10  # steps from one entry of the log to the next
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
@@ -33,7 +33,7 @@ class MultimodalModule(L.LightningModule):
     Args:
         model: The model to train.
         optimizer: The optimizer's settings and its schedule over the epochs, or the steps, of the Trainer.
-        freeze: Starts of parameter names that are not trained (encoders.image, gpt, ...).
+        train: Patterns of what is trained, as TrainConfig has them.
         seed: Of all chance in training.
         metric: What generated answers of the validation samples are scored with, predictions against references.
 
@@ -48,7 +48,7 @@ class MultimodalModule(L.LightningModule):
         self,
         model: MultimodalGPT,
         optimizer: OptimizerConfig | None = None,
-        freeze: Sequence[str] = (),
+        train: Sequence[str] = ("*",),
         seed: int = 0,
     ):
         super().__init__()
@@ -59,7 +59,7 @@ class MultimodalModule(L.LightningModule):
         self.broken: list[str] = []
         self.position: dict[str, Any] = {}  # in the data, after the last step
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of the loss, supervised tokens
-        freeze_parameters(model, freeze)
+        train_only(model, train)
 
     def training_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
@@ -156,49 +156,3 @@ def learning_rate(step: int, progress: float, settings: OptimizerConfig) -> floa
         return progress / warmup
     done = (progress - warmup) / max(1e-9, 1 - warmup)
     return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by how they are stepped: which optimizer, which learning rate, weight decay or not.
-
-    Matrices (and kernels of convolutions that mix channels) are decayed, and are Muon's where it is chosen; norms,
-    biases, embeddings, output heads, learned queries and depthwise kernels are AdamW's and are not decayed.
-    """
-    for prefix in settings.scales:
-        if not any(name.startswith(prefix) for name, _ in model.named_parameters()):
-            raise ConfigError(f"optimizer.scales: no parameter begins with {prefix!r}; {_modules(model)}")
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            single = parameter.ndim < 2 or parameter.shape[1] == 1 or id(parameter) in embeddings
-            matrix = not single and not name.endswith(("queries", "lm_head.weight"))
-            scale = next((factor for prefix, factor in settings.scales.items() if name.startswith(prefix)), 1.0)
-            groups[matrix, scale].append(parameter)
-    muon = settings.muon is not None
-    return [
-        {
-            "params": parameters,
-            "lr": scale * (settings.muon if settings.muon is not None and matrix else settings.learning_rate),
-            "weight_decay": settings.weight_decay if matrix else 0.0,
-            **({"matrices": matrix} if muon else {}),
-        }
-        for (matrix, scale), parameters in groups.items()
-    ]
-
-
-def freeze_parameters(model: nn.Module, prefixes: Sequence[str]) -> None:
-    """Stop training what the prefixes name; a prefix that names nothing is an error."""
-    for prefix in prefixes:
-        found = [p for name, p in model.named_parameters() if name.startswith(prefix)]
-        if not found:
-            raise ConfigError(f"freeze: no parameter begins with {prefix!r}; {_modules(model)}")
-        for parameter in found:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise DataError("freeze: nothing is left to train")
-
-
-def _modules(model: nn.Module) -> str:
-    names = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
-    return f"the model has {', '.join(names)}"

@@ -34,6 +34,7 @@ from mmgpt.training.module import LOGGED, CaptioningModule, MultimodalModule, QA
 from mmgpt.training.parallel import gathered, processes
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
+from mmgpt.training.parts import print_parts
 SHOWN = 24  # validation samples whose answers are shown during training
 WORLD_TEXTS = 2_000  # samples of the world that train its tokenizer; its words are few, and each sample is rendered
 
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> Run:
 
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.freeze, config.seed)
+    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.train, config.seed)
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
@@ -85,6 +86,7 @@ def train(config: TrainConfig) -> Run:
         f"{len(train_samples):,} samples to train on, {len(val_samples):,} to validate on",
         flush=True,
     )
+    print_parts(model, config.optimizer)
     if isinstance(train_samples, Mixture):
         for share in train_samples.shares():
             print(

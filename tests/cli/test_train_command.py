@@ -22,13 +22,13 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
         "batch_size: 3\nepochs: 5\nmodel:\n  gpt: {width: 48}\n"
         "  image: {name: convnext_atto, size: [96, 64]}\n  adapters: {image: {kind: resampler}}\n"
     )
-    config = parse(["--config", str(path), "--epochs", "7", "--model.image.frozen=true", "--freeze", "[gpt]"])
+    config = parse(["--config", str(path), "--epochs", "7", "--model.image.frozen=true", "--train", "[gpt]"])
     assert (config.batch_size, config.epochs, config.seed) == (3, 7, 0)
     assert config.model.gpt.width == 48
     assert config.model.image == ImageEncoderConfig("convnext_atto", size=(96, 64), frozen=True)
     assert config.model.audio is None
     assert config.model.adapters == {"image": AdapterConfig("resampler")}
-    assert config.freeze == ["gpt"]
+    assert config.train == ["gpt"]
 
 
 def test_a_mixture_is_named_in_the_file(tmp_path):
@@ -41,7 +41,7 @@ def test_a_mixture_is_named_in_the_file(tmp_path):
 
 
 def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
-    config = TrainConfig(out=str(tmp_path / "run"), freeze=["gpt"])
+    config = TrainConfig(out=str(tmp_path / "run"), train=["gpt"])
     config.model.image = ImageEncoderConfig("convnext_atto", size=(96, 64), args={"dims": [8, 8, 8, 8]})
     config.model.adapters = {"image": AdapterConfig("pixel_shuffle", factor=3)}
     save_config(config)
@@ -92,7 +92,8 @@ def test_a_file_that_is_not_there_is_told(mmgpt_command, tmp_path):
         (["--batch_size", "0"], "batch_size: must be a whole number from 1 on, not 0"),
         (["--data.val_samples", "0"], "data.val_samples: must be"),
         (["--model.adapters", "{imge: {kind: mlp}}"], "model.adapters.imge: unknown; known are: image, audio, video"),
-        (["--freeze", "[gtp]"], "freeze: no parameter begins with 'gtp'"),
+        (["--train", "[gtp]"], "train: nothing is named 'gtp'; did you mean gpt?"),
+        (["--optimizer.scales", "{gpt: 0}"], "optimizer.scales: gpt: must be above 0, not 0"),
     ],
 )
 def test_a_bad_field_is_bad_usage(mmgpt_command, tmp_path, arguments, told):
