@@ -444,6 +444,25 @@ class OptimizerConfig:
 @dataclass
 class TrainConfig:
     """One training run, complete: saved with the checkpoint, it is enough to run it again.
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation of linear layers (Hu et al. 2021): they are frozen, and a product of two thin matrices beside
+    each is trained, which is added to its weight when the model is saved.
+
+    Args:
+        rank: Inner width of the product.
+        alpha: The product counts alpha / rank times.
+        dropout: On what goes into it.
+        targets: The layers, by patterns as those of `train`; the default is attention and MLP of the GPT's blocks, but
+            not their cross-attention.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["gpt.*[0-9].attention", "gpt.*[0-9].mlp"])
+
+
 
     Args:
         out: Directory of the run: checkpoints, log, samples, report.
@@ -473,6 +492,7 @@ class TrainConfig:
             neither decoded nor encoded; runs may share it. None keeps nothing.
         cache_gb: Most that the folder may hold, in GB; what was not used for longest goes first.
     """
+        lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
 
     out: str = "runs/train"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -498,6 +518,7 @@ class TrainConfig:
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    lora: LoraConfig | None = None
     """A configuration dataclass from plain JSON values. Raises ConfigError for an unknown key, with the nearest one,
     and for one that is missing."""
     hints = get_type_hints(kind)

@@ -18,6 +18,7 @@ from mmgpt.evaluation.runner import answer_all
 from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import gathered
 from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
@@ -42,10 +43,11 @@ class KeepCheckpoints(L.Callback):
         told = {**self.training, "steps": trainer.global_step}
         if loss is not None:
             told["val_loss"] = round(float(loss), 4)
-        checkpoint.save(self.out / "last", pl_module.model, self.tokenizer, told)
+        model = merged(pl_module.model)
+        checkpoint.save(self.out / "last", model, self.tokenizer, told)
         if loss is None or float(loss) < self.best:
             self.best = float(loss) if loss is not None else self.best
-            checkpoint.save(self.out / "best", pl_module.model, self.tokenizer, told)
+            checkpoint.save(self.out / "best", model, self.tokenizer, told)
 
 
 class KeepState(L.Callback):

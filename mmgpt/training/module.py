@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
-from mmgpt.config import OptimizerConfig
+from mmgpt.config import LoraConfig, OptimizerConfig
 from mmgpt.data.loader import Step
 from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.lora import add_lora
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import summed, zero_of
 from mmgpt.training.parts import parameter_groups, train_only
@@ -34,6 +35,7 @@ class MultimodalModule(L.LightningModule):
         model: The model to train.
         optimizer: The optimizer's settings and its schedule over the epochs, or the steps, of the Trainer.
         train: Patterns of what is trained, as TrainConfig has them.
+        lora: Adapters to train beside layers.
         seed: Of all chance in training.
         metric: What generated answers of the validation samples are scored with, predictions against references.
 
@@ -49,6 +51,7 @@ class MultimodalModule(L.LightningModule):
         model: MultimodalGPT,
         optimizer: OptimizerConfig | None = None,
         train: Sequence[str] = ("*",),
+        lora: LoraConfig | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -60,6 +63,8 @@ class MultimodalModule(L.LightningModule):
         self.position: dict[str, Any] = {}  # in the data, after the last step
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of the loss, supervised tokens
         train_only(model, train)
+        if lora is not None:
+            add_lora(model, lora)
 
     def training_step(self, step: Step, index: int) -> None:
         self._note_broken(step)

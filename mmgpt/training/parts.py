@@ -100,7 +100,7 @@ def print_parts(model: nn.Module, settings: OptimizerConfig) -> None:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: gpt.blocks, "gpt.blocks, cross", encoders.image, ..."""
+    """The part that a parameter belongs to: encoders.image, gpt.blocks, "gpt.blocks, cross", "gpt.blocks, LoRA", ..."""
     path = name.replace("gpt.transformer.", "gpt.").split(".")
-    part = ".".join(path[:2])
-    return f"{part}, cross" if part == "gpt.blocks" and CROSS & set(path) else part
+    part = ".".join(path[:2]) + (", cross" if path[1:2] == ["blocks"] and CROSS & set(path) else "")
+    return f"{part}, LoRA" if {"lora_A", "lora_B"} & set(path) else part

@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> Run:
 
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    module = PRESETS.get(config.data.format, QAModule)(model, config.optimizer, config.train, config.seed)
+    preset = PRESETS.get(config.data.format, QAModule)
+    module = preset(model, config.optimizer, config.train, config.lora, config.seed)
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
