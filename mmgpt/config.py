@@ -68,6 +68,8 @@ class GPTConfig:
         cross_layers: Layers that attend to media; None means all.
         tied_head: The output head shares the token embedding's weight.
         dropout: Dropout on embeddings, attention output and MLP output.
+        weights: A pretrained GPT to begin with: a directory or Hub id of transformers (GPT-2, Llama, Mistral, Qwen2,
+            Qwen3), which decides everything but vocab_size, cross, cross_layers and dropout.
     """
 
     vocab_size: int = 0
@@ -94,6 +96,7 @@ class GPTConfig:
     cross_layers: tuple[int, ...] | None = None
     tied_head: bool = True
     dropout: float = 0.0
+    weights: str | None = None
 
     def resolved(self) -> "GPTConfig":
         """A copy with kv_heads, head_width and mlp_width filled in. Raises ConfigError for settings that do not fit."""
@@ -394,7 +397,7 @@ class DataConfig:
         text_length: Most bytes of a document that plain text is cut into (texts only).
         world: small or hard (world only).
         vocab_size: Size of the tokenizer that is trained on the texts, where none is given.
-        tokenizer: A directory with tokenizer.json; None trains one on the texts.
+        tokenizer: A directory with tokenizer.json; None takes that of model.gpt.weights, or trains one on the texts.
         samples: Number of training samples made by world, per epoch.
         val_samples: Most validation samples looked at.
         workers: Processes that decode media.
@@ -442,9 +445,6 @@ class OptimizerConfig:
 
 
 @dataclass
-class TrainConfig:
-    """One training run, complete: saved with the checkpoint, it is enough to run it again.
-@dataclass
 class LoraConfig:
     """Low-rank adaptation of linear layers (Hu et al. 2021): they are frozen, and a product of two thin matrices beside
     each is trained, which is added to its weight when the model is saved.
@@ -463,10 +463,15 @@ class LoraConfig:
     targets: list[str] = field(default_factory=lambda: ["gpt.*[0-9].attention", "gpt.*[0-9].mlp"])
 
 
+@dataclass
+class TrainConfig:
+    """One training run, complete: saved with the checkpoint, it is enough to run it again.
 
     Args:
         out: Directory of the run: checkpoints, log, samples, report.
-        model: The model.
+        init: A model of ours to begin with: a checkpoint, a run or a Hub id. Its configuration and tokenizer are those
+            of the run, so that `model` must be left out, and which of its encoders were frozen is forgotten.
+        model: The model, if it is a new one.
         data: The data.
         optimizer: The optimizer and its schedule.
         batch_size: Samples to a batch; None where batch_tokens is set.
@@ -487,14 +492,15 @@ class LoraConfig:
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
             (adapters, gpt.transformer, encoders.image, *.gated, ...).
+        lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
             neither decoded nor encoded; runs may share it. None keeps nothing.
         cache_gb: Most that the folder may hold, in GB; what was not used for longest goes first.
     """
-        lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
 
     out: str = "runs/train"
+    init: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -512,13 +518,13 @@ class LoraConfig:
     resume: bool = False
     augment: bool = False
     train: list[str] = field(default_factory=lambda: ["*"])
+    lora: LoraConfig | None = None
     beams: int = 1
     cache: str | None = None
     cache_gb: float = 20.0
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
-    lora: LoraConfig | None = None
     """A configuration dataclass from plain JSON values. Raises ConfigError for an unknown key, with the nearest one,
     and for one that is missing."""
     hints = get_type_hints(kind)
