@@ -13,7 +13,7 @@ from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AdapterConfig, ImageEncoderConfig, SourceConfig, TrainConfig
+from mmgpt.config import AdapterConfig, ImageEncoderConfig, LoraConfig, SourceConfig, TrainConfig
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
@@ -29,6 +29,17 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
     assert config.model.audio is None
     assert config.model.adapters == {"image": AdapterConfig("resampler")}
     assert config.train == ["gpt"]
+
+
+def test_without_options_the_defaults_are_taken():
+    assert parse([]) == TrainConfig()
+
+
+def test_adapters_and_patterns_are_set_on_the_command_line():
+    config = parse(["--lora.rank", "4", "--train", "[adapters, '*.gated']", "--optimizer.scales", "{'*.gated': 2}"])
+    assert config.lora == LoraConfig(rank=4)
+    assert config.train == ["adapters", "*.gated"]
+    assert config.optimizer.scales == {"*.gated": 2}
 
 
 def test_a_mixture_is_named_in_the_file(tmp_path):
@@ -48,7 +59,7 @@ def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
     assert parse(["--config", str(tmp_path / "run" / "config.yaml")]) == config
 
 
-@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits"])
+@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits", "align", "finetune", "pretrain"])
 def test_the_configurations_of_the_project_are_valid(name):
     config = parse(["--config", str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"), "--data.path", "folder"])
     assert config.data.path == "folder"
