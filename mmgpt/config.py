@@ -491,7 +491,7 @@ class TrainConfig:
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
         train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
-            (adapters, gpt.transformer, encoders.image, *.gated, ...).
+            (adapters, gpt.transformer, encoders.image, *.gated, ...). Encoders that are `frozen` stay so.
         lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
