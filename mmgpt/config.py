@@ -70,6 +70,8 @@ class GPTConfig:
         cross_layers: Layers that attend to media; None means all.
         tied_head: The output head shares the token embedding's weight.
         dropout: Dropout on embeddings, attention output and MLP output.
+        weights: A pretrained GPT to begin with: a directory or Hub id of transformers (GPT-2, Llama, Mistral, Qwen2,
+            Qwen3), which decides everything but vocab_size, cross, cross_layers and dropout.
     """
 
     vocab_size: int = 0
@@ -96,6 +98,7 @@ class GPTConfig:
     cross_layers: tuple[int, ...] | None = None
     tied_head: bool = True
     dropout: float = 0.0
+    weights: str | None = None
 
     def resolved(self) -> "GPTConfig":
         """A copy with kv_heads, head_width and mlp_width filled in. Raises ConfigError for settings that do not fit."""
@@ -396,7 +399,7 @@ class DataConfig:
         text_length: Most bytes of a document that plain text is cut into (texts only).
         world: small or hard (world only).
         vocab_size: Size of the tokenizer that is trained on the texts, where none is given.
-        tokenizer: A directory with tokenizer.json; None trains one on the texts.
+        tokenizer: A directory with tokenizer.json; None takes that of model.gpt.weights, or trains one on the texts.
         samples: Number of training samples made by world, per epoch.
         val_samples: Most validation samples looked at.
         workers: Processes that decode media.
@@ -424,7 +427,8 @@ class OptimizerConfig:
         learning_rate: Peak learning rate of AdamW.
         muon: Peak learning rate of Muon (Jordan et al. 2024), which then steps the weight matrices; None leaves them
             to AdamW. Good values are a few times AdamW's.
-        scales: Factors on the learning rate of modules, by the start of their parameters' names (encoders: 2.0).
+        scales: Factors on the learning rate of what patterns like those of `train` name (encoders: 2.0); of several the
+            last counts.
         warmup: Steps, or the share of all steps if below 1, of linear warm-up.
         final: Learning rate at the end, as a share of the peak.
         weight_decay: On matrices alone; norms, biases and embeddings get none.
@@ -443,12 +447,33 @@ class OptimizerConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adaptation of linear layers (Hu et al. 2021): they are frozen, and a product of two thin matrices beside
+    each is trained, which is added to its weight when the model is saved.
+
+    Args:
+        rank: Inner width of the product.
+        alpha: The product counts alpha / rank times.
+        dropout: On what goes into it.
+        targets: The layers, by patterns as those of `train`; the default is attention and MLP of the GPT's blocks, but
+            not their cross-attention.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["gpt.*[0-9].attention", "gpt.*[0-9].mlp"])
+
+
+@dataclass
 class TrainConfig:
     """One training run, complete: saved with the checkpoint, it is enough to run it again.
 
     Args:
         out: Directory of the run: checkpoints, log, samples, report.
-        model: The model.
+        init: A model of ours to begin with: a checkpoint, a run or a Hub id. Its configuration and tokenizer are those
+            of the run, so that `model` must be left out, and which of its encoders were frozen is forgotten.
+        model: The model, if it is a new one.
         data: The data.
         optimizer: The optimizer and its schedule.
         batch_size: Samples to a batch; None where batch_tokens is set.
@@ -469,8 +494,10 @@ class TrainConfig:
         sharded: Divide weights, gradients and optimizer among the processes (FSDP2), for models that do not fit one.
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
-        freeze: Modules that are not trained, by the start of their parameters' names (encoders.image, gpt, ...).
         loggers: Besides metrics.csv: tensorboard, wandb (which must be installed).
+        train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
+            (adapters, gpt.transformer, encoders.image, *.gated, ...). Encoders that are `frozen` stay so.
+        lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
             neither decoded nor encoded; runs may share it. None keeps nothing.
@@ -478,6 +505,7 @@ class TrainConfig:
     """
 
     out: str = "runs/train"
+    init: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -496,8 +524,9 @@ class TrainConfig:
     sharded: bool = False
     resume: bool = False
     augment: bool = False
-    freeze: list[str] = field(default_factory=list)
     loggers: list[Logger] = field(default_factory=list)
+    train: list[str] = field(default_factory=lambda: ["*"])
+    lora: LoraConfig | None = None
     beams: int = 1
     cache: str | None = None
     cache_gb: float = 20.0

@@ -54,7 +54,9 @@ class MultimodalGPT(nn.Module):
             raise ConfigError(f"model.adapters.{unknown[0]}: unknown; known are: {', '.join(ENCODERS)}")
         if config.gpt.vocab_size < 1:
             raise ConfigError("model.gpt.vocab_size: must be the number of tokens of the tokenizer, not 0")
-        self.gpt = GPT(config.gpt)
+        self.gpt = GPT.build(config.gpt)
+        if config.gpt.weights is not None:
+            config = dataclasses.replace(config, gpt=self.gpt.config)
         self.encoders = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
         resolved = dataclasses.replace(config)

@@ -13,6 +13,11 @@ from mmgpt.errors import CheckpointError, DataError
 ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 END = "<|end|>"
 SLOT = "<|slot|>"  # stands where a media token is spliced in; its embedding is never read
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)  # of a pretrained model: the first, or the others
 SPECIAL_TOKENS = (*ROLE_TOKENS.values(), END, SLOT)
 
 
@@ -71,7 +76,7 @@ class Tokenizer:
     @classmethod
     def load(cls, directory: str | Path, plain: Plain | None = None) -> "Tokenizer":
         """Read tokenizer.json, ours or that of a pretrained model, or else the vocab.json and merges.txt of a GPT-2."""
-        path, vocabulary, merges = (Path(directory) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        path, vocabulary, merges = (Path(directory) / name for name in FILES)
         try:
             if not path.is_file() and vocabulary.is_file() and merges.is_file():
                 path = vocabulary

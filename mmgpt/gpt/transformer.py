@@ -6,6 +6,7 @@ attention alone does, through its layout: `Documents`, or the `Extension` of a c
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -245,6 +246,39 @@ class GPT(nn.Module):
         self.lm_head = None if config.tied_head else nn.Linear(config.width, config.vocab_size, bias=False)
         if self.lm_head is not None:
             nn.init.normal_(self.lm_head.weight, std=INITIAL_STD)
+
+    @classmethod
+    def build(cls, config: GPTConfig) -> "GPT":
+        """A new GPT; where config.weights names a pretrained one, that one with the vocabulary, the cross-attention and
+        the dropout of the configuration.
+
+        Embeddings of new tokens start near the mean of those there are (Hewitt 2021), rows of no token are dropped,
+        and new cross-attention starts as in a new GPT.
+
+        Raises:
+            ConfigError: Another setting than these is neither left out nor that of the pretrained one.
+            CheckpointError: The weights cannot be used.
+        """
+        if config.weights is None:
+            return cls(config)
+        start = cls.from_pretrained(config.weights)
+        has = start.config
+        free = {"weights", "vocab_size", "dropout", *(("cross", "cross_layers") if has.cross is None else ())}
+        for name in (field.name for field in fields(GPTConfig) if field.name not in free):
+            if (value := getattr(config, name)) not in (getattr(GPTConfig, name), getattr(has, name)):
+                raise ConfigError(
+                    f"gpt.{name}: {value!r}, but {config.weights} has {getattr(has, name)!r}; leave it out"
+                )
+        own = replace(has, vocab_size=config.vocab_size or has.vocab_size, dropout=config.dropout)
+        if has.cross is None:
+            own = replace(own, cross=config.cross, cross_layers=config.cross_layers)
+        model, state = cls(own), start.state_dict()
+        for name in ("embedding.weight", "lm_head.weight"):
+            if name in state:
+                new = state[name].mean(0) + INITIAL_STD * torch.randn_like(model.embedding.weight)  # vocabulary, width
+                state[name] = torch.cat([state[name], new[len(state[name]) :]])[: own.vocab_size]
+        model.load_state_dict(state, strict=False)
+        return model
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "GPT":

@@ -18,6 +18,7 @@ from mmgpt.evaluation.runner import answer_all
 from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import gathered, is_sharded, plain
 from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
@@ -38,7 +39,7 @@ class KeepCheckpoints(L.Callback):
             return
         assert isinstance(pl_module, MultimodalModule)
         self.saved_at = trainer.global_step
-        model = pl_module.model
+        model = merged(pl_module.model)
         # Of a model that is divided all processes give their parts, and the first one writes.
         tensors = {name: plain(tensor) for name, tensor in checkpoint.tensors_of(model).items()}
         loss = trainer.callback_metrics.get("val_loss")

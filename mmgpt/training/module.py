@@ -14,14 +14,16 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch
-from mmgpt.config import LossPer, OptimizerConfig
+from mmgpt.config import LoraConfig, LossPer, OptimizerConfig
 from mmgpt.data.loader import Step
-from mmgpt.errors import ConfigError, DataError, TrainingError, shown
+from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.lora import add_lora
 from mmgpt.training.meter import LOGGED, Meter
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import is_sharded, plain, shard, summed, zero_of
+from mmgpt.training.parts import parameter_groups, train_only
 
 # A document of two tokens, for a process that has none where all must run the model.
 BLANK = Batch(torch.zeros(2, dtype=torch.long), torch.tensor([False, True]), [2], [""], {})
@@ -38,7 +40,8 @@ class MultimodalModule(L.LightningModule):
     Args:
         model: The model to train.
         optimizer: The optimizer's settings and its schedule over the epochs, or the steps, of the Trainer.
-        freeze: Starts of parameter names that are not trained (encoders.image, gpt, ...).
+        train: Patterns of what is trained, as TrainConfig has them.
+        lora: Adapters to train beside layers.
         seed: Of all chance in training.
         loss_per: What counts alike: each supervised token of a step, or each document.
         metric: What generated answers of the validation samples are scored with, predictions against references.
@@ -54,7 +57,8 @@ class MultimodalModule(L.LightningModule):
         self,
         model: MultimodalGPT,
         optimizer: OptimizerConfig | None = None,
-        freeze: Sequence[str] = (),
+        train: Sequence[str] = ("*",),
+        lora: LoraConfig | None = None,
         seed: int = 0,
         loss_per: LossPer = "token",
     ):
@@ -67,7 +71,9 @@ class MultimodalModule(L.LightningModule):
         self.meter = Meter()
         self.broken: list[str] = []
         self.position: dict[str, Any] = {}  # in the data, after the last step
-        freeze_parameters(model, freeze)
+        train_only(model, train)
+        if lora is not None:
+            add_lora(model, lora)
 
     def configure_model(self) -> None:
         if self.trainer.world_size > 1:
@@ -193,35 +199,6 @@ def learning_rate(step: int, progress: float, settings: OptimizerConfig) -> floa
     return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def parameter_groups(model: nn.Module, settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by how they are stepped: which optimizer, which learning rate, weight decay or not.
-
-    Matrices (and kernels of convolutions that mix channels) are decayed, and are Muon's where it is chosen; norms,
-    biases, embeddings, output heads, learned queries and depthwise kernels are AdamW's and are not decayed.
-    """
-    for prefix in settings.scales:
-        if not any(name.startswith(prefix) for name, _ in model.named_parameters()):
-            raise ConfigError(f"optimizer.scales: no parameter begins with {prefix!r}; {_modules(model)}")
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            single = parameter.ndim < 2 or parameter.shape[1] == 1 or id(parameter) in embeddings
-            matrix = not single and not name.endswith(("queries", "lm_head.weight"))
-            scale = next((factor for prefix, factor in settings.scales.items() if name.startswith(prefix)), 1.0)
-            groups[matrix, scale].append(parameter)
-    muon = settings.muon is not None
-    return [
-        {
-            "params": parameters,
-            "lr": scale * (settings.muon if settings.muon is not None and matrix else settings.learning_rate),
-            "weight_decay": settings.weight_decay if matrix else 0.0,
-            **({"matrices": matrix} if muon else {}),
-        }
-        for (matrix, scale), parameters in groups.items()
-    ]
-
-
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """The norm of the gradient of each encoder, each adapter and the GPT."""
     parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -246,20 +223,3 @@ def exchanged(batch: Batch) -> Batch | None:
             changed |= len(numbers) > 1
         media[modality] = replace(group, inputs=inputs)
     return replace(batch, media=media) if changed else None
-
-
-def freeze_parameters(model: nn.Module, prefixes: Sequence[str]) -> None:
-    """Stop training what the prefixes name; a prefix that names nothing is an error."""
-    for prefix in prefixes:
-        found = [p for name, p in model.named_parameters() if name.startswith(prefix)]
-        if not found:
-            raise ConfigError(f"freeze: no parameter begins with {prefix!r}; {_modules(model)}")
-        for parameter in found:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise DataError("freeze: nothing is left to train")
-
-
-def _modules(model: nn.Module) -> str:
-    names = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
-    return f"the model has {', '.join(names)}"

@@ -33,6 +33,8 @@ def processes(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError("sharded: there is one process alone, nothing to divide among; set devices, or use torchrun")
     if config.optimizer.muon is not None:
         raise ConfigError("sharded: Muon needs whole matrices; leave optimizer.muon out")
+    if config.lora is not None:
+        raise ConfigError("sharded: LoRA has little to divide; leave sharded out")
     if config.model.gpt.cross is not None:
         raise ConfigError(
             "sharded: a block with cross-attention runs only part of its weights where there are no media"

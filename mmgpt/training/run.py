@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mmgpt.config import DataConfig, Precision, TrainConfig
+from mmgpt import checkpoint
+from mmgpt.config import DataConfig, ModelConfig, Precision, TrainConfig
 from mmgpt.data.loader import Loader
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import read_samples
@@ -26,13 +27,15 @@ from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
+from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
-from mmgpt.tokenizer import Tokenizer
+from mmgpt.tokenizer import FILES, Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import gathered, processes
+from mmgpt.training.parts import print_parts
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -59,9 +62,7 @@ def train(config: TrainConfig) -> Run:
     _quiet()
     L.seed_everything(config.seed, verbose=False)
     train_samples, val_samples = load_data(config.data, config.seed)
-    tokenizer = make_tokenizer(config.data, train_samples)
-    config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
-    model = MultimodalGPT(config.model)
+    model, tokenizer = make_model(config, train_samples)
     if config.checkpoint_activations:
         model.checkpoint_activations()
     out = Path(config.out)
@@ -69,9 +70,8 @@ def train(config: TrainConfig) -> Run:
 
     if config.augment and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    module = PRESETS.get(config.data.format, QAModule)(
-        model, config.optimizer, config.freeze, config.seed, config.loss_per
-    )  # fmt: skip
+    preset = PRESETS.get(config.data.format, QAModule)
+    module = preset(model, config.optimizer, config.train, config.lora, config.seed, config.loss_per)
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
@@ -88,6 +88,7 @@ def train(config: TrainConfig) -> Run:
         f"{len(train_samples):,} samples to train on, {len(val_samples):,} to validate on",
         flush=True,
     )
+    print_parts(model, config.optimizer)
     if isinstance(train_samples, Mixture):
         for share in train_samples.shares():
             print(
@@ -196,10 +197,31 @@ def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence
     return train, val[::step][: config.val_samples]
 
 
-def make_tokenizer(config: DataConfig, samples: Sequence[Sample]) -> Tokenizer:
-    """The tokenizer named by the configuration, or one trained on the texts of the samples."""
+def make_model(config: TrainConfig, samples: Sequence[Sample]) -> tuple[MultimodalGPT, Tokenizer]:
+    """The model to train, in training mode, and its tokenizer: new ones, or those that `init` names.
+
+    Raises ConfigError for settings of a new model beside `init`.
+    """
+    if config.init is None:
+        tokenizer = make_tokenizer(config.data, samples, config.model.gpt.weights)
+        config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
+        return MultimodalGPT(config.model), tokenizer
+    for field, new in (("model", config.model != ModelConfig()), ("data.tokenizer", config.data.tokenizer is not None)):
+        if new:
+            raise ConfigError(f"{field}: init ({config.init}) has its own; leave out one of the two")
+    model, tokenizer = checkpoint.load(config.init)
+    for encoder in (model.config.image, model.config.audio):
+        if encoder is not None:
+            encoder.frozen = False
+    return model.requires_grad_(True).train(), tokenizer
+
+
+def make_tokenizer(config: DataConfig, samples: Sequence[Sample], weights: str | None = None) -> Tokenizer:
+    """The tokenizer named by the configuration, else that of the GPT's weights, or one trained on the texts."""
     if config.tokenizer:
         return Tokenizer.load(config.tokenizer)
+    if weights:
+        return Tokenizer.load(fetch(weights, *FILES))
     count = min(len(samples), WORLD_TEXTS) if config.format == "world" else len(samples)
     texts = (text for i in range(count) for text in samples[i].texts())
     return Tokenizer.train(texts, config.vocab_size)

@@ -13,7 +13,7 @@ from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AdapterConfig, ImageEncoderConfig, SourceConfig, TrainConfig
+from mmgpt.config import AdapterConfig, ImageEncoderConfig, LoraConfig, SourceConfig, TrainConfig
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
@@ -22,13 +22,24 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
         "batch_size: 3\nepochs: 5\nmodel:\n  gpt: {width: 48}\n"
         "  image: {name: convnext_atto, size: [96, 64]}\n  adapters: {image: {kind: resampler}}\n"
     )
-    config = parse(["--config", str(path), "--epochs", "7", "--model.image.frozen=true", "--freeze", "[gpt]"])
+    config = parse(["--config", str(path), "--epochs", "7", "--model.image.frozen=true", "--train", "[gpt]"])
     assert (config.batch_size, config.epochs, config.seed) == (3, 7, 0)
     assert config.model.gpt.width == 48
     assert config.model.image == ImageEncoderConfig("convnext_atto", size=(96, 64), frozen=True)
     assert config.model.audio is None
     assert config.model.adapters == {"image": AdapterConfig("resampler")}
-    assert config.freeze == ["gpt"]
+    assert config.train == ["gpt"]
+
+
+def test_without_options_the_defaults_are_taken():
+    assert parse([]) == TrainConfig()
+
+
+def test_adapters_and_patterns_are_set_on_the_command_line():
+    config = parse(["--lora.rank", "4", "--train", "[adapters, '*.gated']", "--optimizer.scales", "{'*.gated': 2}"])
+    assert config.lora == LoraConfig(rank=4)
+    assert config.train == ["adapters", "*.gated"]
+    assert config.optimizer.scales == {"*.gated": 2}
 
 
 def test_a_mixture_is_named_in_the_file(tmp_path):
@@ -41,14 +52,14 @@ def test_a_mixture_is_named_in_the_file(tmp_path):
 
 
 def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
-    config = TrainConfig(out=str(tmp_path / "run"), freeze=["gpt"])
+    config = TrainConfig(out=str(tmp_path / "run"), train=["gpt"])
     config.model.image = ImageEncoderConfig("convnext_atto", size=(96, 64), args={"dims": [8, 8, 8, 8]})
     config.model.adapters = {"image": AdapterConfig("pixel_shuffle", factor=3)}
     save_config(config)
     assert parse(["--config", str(tmp_path / "run" / "config.yaml")]) == config
 
 
-@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits"])
+@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits", "align", "finetune", "pretrain"])
 def test_the_configurations_of_the_project_are_valid(name):
     config = parse(["--config", str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"), "--data.path", "folder"])
     assert config.data.path == "folder"
@@ -92,7 +103,8 @@ def test_a_file_that_is_not_there_is_told(mmgpt_command, tmp_path):
         (["--batch_size", "0"], "batch_size: must be a whole number from 1 on, not 0"),
         (["--data.val_samples", "0"], "data.val_samples: must be"),
         (["--model.adapters", "{imge: {kind: mlp}}"], "model.adapters.imge: unknown; known are: image, audio, video"),
-        (["--freeze", "[gtp]"], "freeze: no parameter begins with 'gtp'"),
+        (["--train", "[gtp]"], "train: nothing is named 'gtp'; did you mean gpt?"),
+        (["--optimizer.scales", "{gpt: 0}"], "optimizer.scales: gpt: must be above 0, not 0"),
     ],
 )
 def test_a_bad_field_is_bad_usage(mmgpt_command, tmp_path, arguments, told):

@@ -241,7 +241,7 @@ def losses(config: TrainConfig) -> list[float]:
 
 
 def frozen_walls(tmp_path: Path, name: str, **changes) -> TrainConfig:
-    settings = {"freeze": ["encoders.image"], "epochs": 2, "val_every": 1, "cache": str(tmp_path / "cache")}
+    settings = {"train": ["gpt", "adapters"], "epochs": 2, "val_every": 1, "cache": str(tmp_path / "cache")}
     if not (tmp_path / "data").exists():
         write_walls(tmp_path / "data")
     config = wall_config(tmp_path / "data", tmp_path / name, **{**settings, **changes})
@@ -305,7 +305,7 @@ def test_what_does_not_go_with_a_cache_is_told_before_training(tmp_path, changes
 
 
 def test_a_run_that_trains_its_encoder_keeps_nothing_and_may_augment(tmp_path, capsys):
-    run(frozen_walls(tmp_path, "run", freeze=[], augment=True, epochs=1))
+    run(frozen_walls(tmp_path, "run", train=["*"], augment=True, epochs=1))
     assert "features kept in" in (said := capsys.readouterr().out)
     assert "none, as no encoder is frozen" in said
     assert not list((tmp_path / "cache").iterdir())

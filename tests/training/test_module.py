@@ -2,13 +2,12 @@ import lightning as L
 import pytest
 import torch
 from tiny import some_image
-from torch import nn
 
 from mmgpt.config import OptimizerConfig
 from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
-from mmgpt.errors import ConfigError, DataError, TrainingError
+from mmgpt.errors import TrainingError
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
@@ -16,9 +15,7 @@ from mmgpt.training.module import (
     CaptioningModule,
     MultimodalModule,
     QAModule,
-    freeze_parameters,
     learning_rate,
-    parameter_groups,
 )
 
 
@@ -47,69 +44,6 @@ def test_a_warm_up_below_one_is_a_share_of_the_run():
 
 def test_without_a_warm_up_it_begins_next_to_the_peak():
     assert rates(OptimizerConfig(warmup=0), 1000)[0] > 0.999
-
-
-def named_groups(model, settings):
-    """(learning rate, weight decay, by Muon) -> names."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return {
-        (group["lr"], group["weight_decay"], group.get("matrices")): {names[id(p)] for p in group["params"]}
-        for group in parameter_groups(model, settings)
-    }
-
-
-def test_weight_decay_is_on_matrices_alone(fresh):
-    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, weight_decay=0.3))
-    decayed, kept = groups[0.1, 0.3, None], groups[0.1, 0.0, None]
-    assert len(groups) == 2
-    assert decayed | kept == {name for name, _ in fresh.named_parameters()}
-    assert not decayed & kept
-    assert "gpt.embedding.weight" in kept
-    assert "gpt.transformer.blocks.0.attention.qkv.weight" in decayed
-    assert {name for name, p in fresh.named_parameters() if p.ndim < 2} <= kept
-
-
-def test_muon_steps_the_matrices_and_adamw_the_rest(fresh):
-    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, muon=0.5, weight_decay=0.3))
-    assert groups.keys() == {(0.5, 0.3, True), (0.1, 0.0, False)}
-    assert "gpt.embedding.weight" in groups[0.1, 0.0, False]
-    assert "encoders.audio.net.blocks.0.depthwise.weight" in groups[0.1, 0.0, False]
-
-
-def test_modules_may_learn_at_a_scaled_rate(fresh):
-    groups = named_groups(fresh, OptimizerConfig(learning_rate=0.1, scales={"encoders": 2.0}))
-    assert {name.split(".")[0] for name in groups[0.2, 0.05, None]} == {"encoders"}
-    assert not any(name.startswith("encoders") for name in groups[0.1, 0.05, None] | groups[0.1, 0.0, None])
-    with pytest.raises(ConfigError, match=r"optimizer\.scales: no parameter begins with 'encoder\.'; the model has"):
-        parameter_groups(fresh, OptimizerConfig(scales={"encoder.": 2.0}))
-
-
-def test_learned_queries_are_not_decayed():
-    class Pool(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.queries = nn.Parameter(torch.zeros(4, 8))
-            self.project = nn.Linear(8, 8)
-
-    groups = named_groups(Pool(), OptimizerConfig(learning_rate=0.1, weight_decay=0.3))
-    assert groups == {(0.1, 0.3, None): {"project.weight"}, (0.1, 0.0, None): {"queries", "project.bias"}}
-
-
-def test_frozen_parameters_are_in_no_group(fresh):
-    freeze_parameters(fresh, ["gpt"])
-    groups = parameter_groups(fresh, OptimizerConfig())
-    own = {id(p) for group in groups for p in group["params"]}
-    assert own == {id(p) for name, p in fresh.named_parameters() if not name.startswith("gpt")}
-
-
-def test_a_prefix_that_names_nothing_is_told_with_what_there_is(fresh):
-    with pytest.raises(ConfigError, match=r"'encoder\.image'; the model has .*encoders\.image"):
-        freeze_parameters(fresh, ["encoder.image"])
-
-
-def test_freezing_everything_is_an_error(fresh):
-    with pytest.raises(DataError, match="nothing is left to train"):
-        freeze_parameters(fresh, ["gpt", "encoders", "adapters"])
 
 
 def test_the_presets_differ_in_what_answers_are_scored_with(fresh):

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import nn
 
-from mmgpt.config import GPTConfig, ModelConfig, OptimizerConfig, TrainConfig
+from mmgpt.config import GPTConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from mmgpt.errors import ConfigError
 from mmgpt.training.parallel import gathered, processes, summed, zero_of
 
@@ -95,6 +95,7 @@ def test_processes_are_those_asked_for_or_those_torchrun_started(monkeypatch):
     [
         (TrainConfig(sharded=True), "one process alone"),
         (TrainConfig(sharded=True, devices=2, optimizer=OptimizerConfig(muon=0.1)), "Muon needs whole matrices"),
+        (TrainConfig(sharded=True, devices=2, lora=LoraConfig()), "LoRA"),
         (TrainConfig(sharded=True, devices=2, model=ModelConfig(GPTConfig(cross="inside"))), "cross-attention"),
     ],
 )

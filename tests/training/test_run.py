@@ -117,7 +117,7 @@ def test_without_an_interval_each_epoch_is_validated(tmp_path):
 
 def test_what_is_frozen_stays_as_it_was_and_the_rest_learns(tmp_path):
     folder = write_walls(tmp_path / "data", dev=2)
-    config = wall_config(folder, tmp_path / "run", freeze=["encoders.image", "gpt.embedding"])
+    config = wall_config(folder, tmp_path / "run", train=["gpt.transformer", "adapters"])
     config.optimizer.weight_decay = 0.5
     run = train(config)
     trained = tensors(run.out / "last")
@@ -130,10 +130,10 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_learns(tmp_path):
     assert not any(name.startswith("gpt.transformer.blocks") for name in same)
 
 
-def test_a_frozen_prefix_that_is_unknown_stops_before_training(tmp_path):
+def test_a_pattern_that_names_nothing_stops_before_training(tmp_path):
     folder = write_walls(tmp_path / "data", dev=2)
-    with pytest.raises(ConfigError, match=r"no parameter begins with 'encoders\.audio'"):
-        train(wall_config(folder, tmp_path / "run", freeze=["encoders.audio"]))
+    with pytest.raises(ConfigError, match=r"train: nothing is named 'encoders\.audio'; did you mean encoders"):
+        train(wall_config(folder, tmp_path / "run", train=["gpt", "encoders.audio"]))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
