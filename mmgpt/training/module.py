@@ -26,6 +26,9 @@ Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 class MultimodalModule(L.LightningModule):
     """Trains a MultimodalGPT on the steps of a `Loader` by next-token cross-entropy on the supervised tokens.
 
+    A model that pairs media with texts has the mean of its batches' contrastive losses beside it, or alone; that one
+    depends on what shares a batch, but not on the number of processes (`Pairing.loss`).
+
     The losses of a step are summed and divided by the number of its supervised tokens, those of all its batches and
     all processes: neither packing, nor accumulation, nor the number of processes changes what is learned. Dropout and
     other chance are drawn from the seed and the number of the step, so a resumed run draws them again.
@@ -58,7 +61,7 @@ class MultimodalModule(L.LightningModule):
         self.seed = seed
         self.broken: list[str] = []
         self.position: dict[str, Any] = {}  # in the data, after the last step
-        self._validated = torch.zeros(2, dtype=torch.float64)  # sum of the loss, supervised tokens
+        self._validated = torch.zeros(4, dtype=torch.float64)  # sum of the loss, supervised tokens, of pairs, batches
         freeze_parameters(model, freeze)
 
     def training_step(self, step: Step, index: int) -> None:
@@ -74,7 +77,7 @@ class MultimodalModule(L.LightningModule):
         for batch in step.batches:
             if batch is None and self.trainer.world_size == 1:
                 continue
-            loss = torch.zeros((), device=self.device) if batch is None else self.model.loss(batch).sum / step.count
+            loss = self.model.loss(batch).share(step.count, len(step.batches))
             total += loss.detach()
             if self.trainer.world_size > 1:
                 loss = loss * self.trainer.world_size + zero_of(self.model)  # gradients are averaged over processes
@@ -106,15 +109,15 @@ class MultimodalModule(L.LightningModule):
 
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
-        for batch in step.batches:
-            if batch is not None:
-                loss = self.model.loss(batch)
-                self._validated += torch.tensor([float(loss.sum), loss.count], dtype=torch.float64)
+        for batch in step.batches if step.count else ():
+            loss = self.model.loss(batch)
+            values = [float(loss.sum), loss.count, float(loss.pair), 1 / self.trainer.world_size]
+            self._validated += torch.tensor(values, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        total, count = summed(*self._validated.tolist())
+        total, count, pair, batches = summed(*self._validated.tolist())
         if count:
-            self.log("val_loss", total / count, prog_bar=True)
+            self.log("val_loss", total / count + pair / batches, prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         settings = self.optimizer
