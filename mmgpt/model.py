@@ -63,11 +63,13 @@ class MultimodalGPT(nn.Module):
         self.encoders = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
         resolved = dataclasses.replace(config)
+        widths: dict[str, int] = {}
         for modality, build in ENCODERS.items():
             if getattr(config, modality) is None:
                 continue
             encoder = build(getattr(config, modality), self.encoders)
             self.encoders[modality] = encoder
+            widths[modality] = encoder.width
             self.adapters[modality] = Adapter(
                 config.adapter(modality),
                 encoder.width,
@@ -78,7 +80,6 @@ class MultimodalGPT(nn.Module):
             setattr(resolved, modality, encoder.config)
         self.pair: Pairing | None = None
         if config.pair is not None:
-            widths = {modality: encoder.width for modality, encoder in self.encoders.items()}
             self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, widths)
             resolved.pair = self.pair.config
         self.config = resolved
@@ -103,7 +104,7 @@ class MultimodalGPT(nn.Module):
         return self.adapters[modality](self.media_tokens(modality, inputs), [item.grid for item in inputs])
 
     def media_tokens(self, modality: str, inputs: list[MediaInput]) -> Tensor:
-        """The encoder's tokens (inputs, tokens, width), zero behind each input's end; those kept are taken from there."""
+        """The encoder's tokens (inputs, tokens, width), zero behind each input's end; or those kept."""
         recall = any(item.encoded or item.key is not None for item in inputs)
         return self._recall(modality, inputs) if recall else self._encode(modality, inputs)
 
