@@ -95,6 +95,8 @@ class Assistant:
 
     def reply_examples(self, prompts: Sequence[Example], decoding: Decoding) -> list[str]:
         """As `reply`, for prompts that are encoded already."""
+        if not self.model.config.answers:
+            raise ConfigError("this model pairs media with texts alone and answers nothing; use embed or classify")
         return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
 
     def embed(self, source: Embedded | list[Embedded]) -> torch.Tensor:
@@ -118,14 +120,11 @@ class Assistant:
                 vectors[i] = F.normalize(self.model.hidden(batch.to(device)).mean(dim=0).float(), dim=0)
             return [vectors[i] for i in range(len(parts))]
         texts = {i: self._text(part.text) for i, part in enumerate(parts) if isinstance(part, Text)}
+        media = {i: self.processor.media_input(part) for i, part in enumerate(parts) if not isinstance(part, Text)}
         if texts:
             vectors |= zip(texts, pair.texts(list(texts.values())), strict=True)
-        media = {i: self.processor.media_input(part) for i, part in enumerate(parts) if not isinstance(part, Text)}
-        for modality in {item.modality: None for item in media.values()}:
-            own = {i: item.to(device) for i, item in media.items() if item.modality == modality}
-            tokens = self.model.media_tokens(modality, list(own.values()))
-            lengths = torch.tensor([item.grid.count for item in own.values()], device=device)
-            vectors |= zip(own, pair.media(modality, tokens, lengths), strict=True)
+        if media:
+            vectors |= zip(media, self.model.media_vectors([item.to(device) for item in media.values()]), strict=True)
         return [vectors[i] for i in range(len(parts))]
 
     def _text(self, text: str) -> torch.Tensor:
@@ -136,9 +135,7 @@ class Assistant:
         return torch.tensor(ids, device=self.model.device)
 
     @torch.inference_mode()
-    def classify(
-        self, medium: Source, labels: Sequence[str], template: str = "{}", question: str | None = None
-    ) -> dict[str, float]:
+    def classify(self, medium: Source, labels: Sequence[str], template: str = "{}") -> dict[str, float]:
         """How likely each label is for a medium, the likeliest first; together they are 1.
 
         Where the model pairs media with texts, by the similarity of the medium and the label's text (Radford et al.
@@ -150,7 +147,6 @@ class Assistant:
             labels: What it may be.
             template: The text that the model was trained to see with such a medium, "{}" standing for the label: "a
                 photo of a {}."
-            question: What the GPT is asked where nothing is paired; None: what it is trained to be asked for a class.
 
         Raises:
             ConfigError: No label, or a template without "{}".
@@ -164,7 +160,7 @@ class Assistant:
             vectors = torch.stack(self._vectors([part, *map(Text, texts)]))
             scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
         else:
-            prompt = self.processor.encode_prompt(TASKS["classify"].conversation(part, prompt=question))
+            prompt = self.processor.encode_prompt(TASKS["classify"].conversation(part))
             scores = self._likelihoods(prompt, texts)
         order = scores.argsort(descending=True, stable=True).tolist()
         return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
@@ -175,9 +171,8 @@ class Assistant:
         targets = batch.targets
         logits = self.model.gpt.head(self.model.hidden(batch)[targets - 1]).float()  # targets, vocabulary
         chosen = logits.log_softmax(1).gather(1, batch.ids[targets, None])[:, 0]  # targets
-        return torch.stack(
-            [own.sum() for own in chosen.split([int(x.sum()) for x in batch.supervised.split(batch.lengths)])]
-        )
+        counts = [int(learn.sum()) for learn in batch.supervised.split(batch.lengths)]
+        return torch.stack([own.sum() for own in chosen.split(counts)])
 
     def save(self, directory: str | Path) -> None:
         """Write the checkpoint: one directory that `mmgpt.load` reads."""

@@ -1,6 +1,7 @@
 """MultimodalGPT: encoders, adapters and GPT as one module; forward, loss, save and load."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,17 @@ class MultimodalGPT(nn.Module):
         """The encoder's tokens (inputs, tokens, width), zero behind each input's end; or those kept."""
         recall = any(item.encoded or item.key is not None for item in inputs)
         return self._recall(modality, inputs) if recall else self._encode(modality, inputs)
+
+    def media_vectors(self, inputs: Sequence[MediaInput]) -> Tensor:
+        """Unit vectors (inputs, width) of media in the space that they share with texts; config.pair must be set."""
+        assert self.pair is not None
+        vectors: dict[int, Tensor] = {}
+        for modality in dict.fromkeys(item.modality for item in inputs):
+            own = {i: item for i, item in enumerate(inputs) if item.modality == modality}
+            lengths = torch.tensor([item.grid.count for item in own.values()], device=self.device)
+            tokens = self.media_tokens(modality, list(own.values()))
+            vectors |= zip(own, self.pair.media(modality, tokens, lengths), strict=True)
+        return torch.stack([vectors[i] for i in range(len(inputs))])
 
     def _recall(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """What _encode returns, but only what is neither encoded nor kept goes through the encoder, and is then kept.

@@ -92,7 +92,7 @@ class Pairing(nn.Module):
         everyone = _gathered(([name for own in media.values() for name in own], list(texts), pairs))
         right = {pair for _, _, some in everyone for pair in some}
         if not right:
-            return self.log_scale.new_zeros(())
+            return 0.0 * self.log_scale  # which has a backward pass
         rows = [self._media(batch, modality, list(own.values()), tokens) for modality, own in media.items() if batch]
         columns = [self.texts(list(texts.values()))] if texts else []
         nothing = self.log_scale.new_zeros(0, self.config.width)

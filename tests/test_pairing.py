@@ -243,7 +243,7 @@ def test_both_losses_are_weighted_and_each_medium_is_encoded_once(tokenizer, mon
     for name, gradient in gradients.items():
         parts = [p.grad for p in (own[name], theirs.get(name)) if p is not None and p.grad is not None]
         torch.testing.assert_close(gradient, sum(parts), rtol=1e-3, atol=1e-5)
-    assert gradients.keys() == own.keys() - {"pair.log_scale"} | {"pair.log_scale"}
+    assert gradients.keys() == own.keys()
 
 
 def test_without_captions_the_gpt_is_neither_run_nor_taught(tokenizer, monkeypatch):
@@ -257,11 +257,20 @@ def test_without_captions_the_gpt_is_neither_run_nor_taught(tokenizer, monkeypat
 
 
 def test_a_batch_without_a_pair_has_no_contrastive_loss(tokenizer):
-    model = paired(tokenizer)
+    model = paired(tokenizer, caption=0.0)
     processor = Processor(model.config, tokenizer)
-    assert float(model.loss(collate(document(processor, "nothing"))).pair) == 0
+    loss = model.loss(collate(document(processor, "nothing")))
+    assert loss.mean.item() == 0
+    loss.mean.backward()  # which a training step asks for all the same
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
     nothing = model.loss(None)
-    assert (float(nothing.sum), nothing.count, float(nothing.pair)) == (0, 0, 0)
+    assert (float(nothing.sum), nothing.count, torch.as_tensor(nothing.pair).item()) == (0, 0, 0)
+
+
+def test_a_model_that_pairs_alone_says_that_it_cannot_answer(tokenizer):
+    assistant = Assistant(paired(tokenizer, caption=0.0), tokenizer)
+    with pytest.raises(ConfigError, match="answers nothing; use embed or classify"):
+        assistant.caption(some_image(0))
 
 
 def test_the_temperature_has_a_limit(tokenizer):

@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mmgpt.assistant import Assistant
+from mmgpt.batch import MediaInput
 from mmgpt.content import Text
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
@@ -71,30 +72,42 @@ def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[Task
     left out. Equal texts are one text, and equal media one medium. Without any pair there is no score.
     """
     vectors: dict[bytes, Tensor] = {}
+    waiting: dict[bytes, MediaInput] = {}
     right: set[tuple[bytes, str]] = set()
-    texts: dict[str, None] = {}
     broken: list[str] = []
     for sample in track(samples, description="pairing", transient=True):
         media = [part for message in sample.prompt for part in message.parts if not isinstance(part, Text)]
         if len(media) != 1:
             continue
         try:
-            name = assistant.processor.media_input(media[0]).digest
-            if name not in vectors:
-                vectors[name] = assistant.embed(media[0])
+            item = assistant.processor.media_input(media[0])
         except MediaError as error:
             broken.append(f"{sample.where}: {error}")
             continue
-        texts |= dict.fromkeys(sample.answers)
-        right |= {(name, answer) for answer in sample.answers}
+        right |= {(item.digest, answer) for answer in sample.answers}
+        if item.digest not in vectors:
+            waiting[item.digest] = item
+        if len(waiting) == GROUP:
+            vectors |= _vectors(assistant, waiting)
+            waiting = {}
+    vectors |= _vectors(assistant, waiting)
     if not right:
         return [], broken
-    groups = [list(texts)[start : start + GROUP] for start in range(0, len(texts), GROUP)]
+    texts = sorted({text for _, text in right})
+    groups = [texts[start : start + GROUP] for start in range(0, len(texts), GROUP)]
     said = torch.cat([assistant.embed([Text(text) for text in group]) for group in groups])  # texts, width
     similarity = (torch.stack([*vectors.values()]) @ said.T).cpu()  # media, texts
     match = torch.tensor([[(name, text) in right for text in texts] for name in vectors])
     ways = {"find the text": rank(similarity, match), "find the medium": rank(similarity.T, match.T)}
     return [score for task, way in ways.items() for score in _scores(task, way)], broken
+
+
+@torch.inference_mode()
+def _vectors(assistant: Assistant, media: dict[bytes, MediaInput]) -> dict[bytes, Tensor]:
+    if not media:
+        return {}
+    inputs = [item.to(assistant.model.device) for item in media.values()]
+    return dict(zip(media, assistant.model.media_vectors(inputs), strict=True))
 
 
 def _scores(task: str, way: Retrieval) -> list[TaskScore]:
