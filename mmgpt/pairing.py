@@ -164,8 +164,8 @@ def _pairs(batch: Batch) -> tuple[dict[str, dict[bytes, int]], dict[Text, Tensor
     shown: list[set[tuple[str, int]]] = [set() for _ in batch.lengths]
     for modality, group in batch.media.items():
         sizes = torch.tensor([item.features for item in group.inputs])
-        inputs = torch.arange(len(sizes)).repeat_interleave(sizes)[group.rows.cpu()]
-        for document, index in torch.stack([numbers[group.places.cpu()], inputs]).unique(dim=1).T.tolist():
+        inputs = torch.arange(len(sizes)).repeat_interleave(sizes)[group.rows.cpu()].tolist()
+        for document, index in set(zip(numbers[group.places.cpu()].tolist(), inputs, strict=True)):
             shown[document].add((modality, index))
     media: dict[str, dict[bytes, int]] = {}
     texts: dict[Text, Tensor] = {}
