@@ -6,7 +6,7 @@ text ── text encoder ── tokens ── pooling head ───────
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -98,7 +98,7 @@ class Pairing(nn.Module):
         nothing = self.log_scale.new_zeros(0, self.config.width)
         media_names, rows = _united(torch.cat([nothing, *rows]), [names for names, _, _ in everyone])
         text_names, columns = _united(torch.cat([nothing, *columns]), [names for _, names, _ in everyone])
-        match = torch.tensor([[(medium, text) in right for text in text_names] for medium in media_names])
+        match = matches(right, media_names, text_names)
         with torch.autocast(rows.device.type, enabled=False):
             logits = self.logits(rows, columns, len(everyone))
             loss = (clip_loss if self.config.loss == "clip" else siglip_loss)(logits, match.to(logits.device))
@@ -156,6 +156,15 @@ def siglip_loss(logits: Tensor, match: Tensor) -> Tensor:
     """
     signs = match.to(logits.dtype) * 2 - 1
     return -F.logsigmoid(signs * logits).sum() / match.sum()
+
+
+def matches(pairs: Iterable[tuple[Hashable, Hashable]], media: Iterable[Hashable], texts: Iterable[Hashable]) -> Tensor:
+    """Which media and texts are pairs, by their names: (media, texts) bool."""
+    rows, columns = ({name: place for place, name in enumerate(names)} for names in (media, texts))
+    match = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    for medium, text in pairs:
+        match[rows[medium], columns[text]] = True
+    return match
 
 
 def _pairs(batch: Batch) -> tuple[dict[str, dict[bytes, int]], dict[Text, Tensor], list[tuple[bytes, Text]]]:

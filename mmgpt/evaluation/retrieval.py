@@ -17,6 +17,7 @@ from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
 from mmgpt.evaluation.metrics import interval
 from mmgpt.evaluation.report import TaskScore
+from mmgpt.pairing import matches
 
 DEPTHS = (1, 5, 10)
 GROUP = 64  # media, or texts, embedded together
@@ -97,7 +98,7 @@ def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[Task
     groups = [texts[start : start + GROUP] for start in range(0, len(texts), GROUP)]
     said = torch.cat([assistant.embed([Text(text) for text in group]) for group in groups])  # texts, width
     similarity = (torch.stack([*vectors.values()]) @ said.T).cpu()  # media, texts
-    match = torch.tensor([[(name, text) in right for text in texts] for name in vectors])
+    match = matches(right, vectors, texts)
     ways = {"find the text": rank(similarity, match), "find the medium": rank(similarity.T, match.T)}
     return [score for task, way in ways.items() for score in _scores(task, way)], broken
 
