@@ -7,19 +7,22 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 
 from mmgpt import checkpoint
 from mmgpt.batch import Example, collate
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
-from mmgpt.errors import ConfigError
+from mmgpt.data.folders import PARTS
+from mmgpt.errors import ConfigError, shown
 from mmgpt.generation import Answer, Decoding, Engine
 from mmgpt.model import MultimodalGPT
-from mmgpt.processor import Processor
+from mmgpt.processor import Processor, TooLongError
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
 
 # What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
 Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
+Embedded: TypeAlias = Source | Text  # a str is a text
 T = TypeVar("T", Image, Audio, Video)
 
 
@@ -92,14 +95,84 @@ class Assistant:
 
     def reply_examples(self, prompts: Sequence[Example], decoding: Decoding) -> list[str]:
         """As `reply`, for prompts that are encoded already."""
+        if not self.model.config.answers:
+            raise ConfigError("this model pairs media with texts alone and answers nothing; use embed or classify")
         return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
 
+    def embed(self, source: Embedded | list[Embedded]) -> torch.Tensor:
+        """The unit vector (width,) of a text (a str is one) or a medium; those (n, width) of a list, batched.
+
+        A path names a picture, sound or clip by its ending; bytes, arrays and PIL images are pictures. Where the model
+        pairs media with texts (config.pair), those that belong together are near to each other, in whatever kinds; else
+        a vector is the mean of the GPT's last hidden states over the tokens of its source.
+        """
+        parts = [_embeddable(one) for one in (source if isinstance(source, list) else [source])]
+        vectors = torch.stack(self._vectors(parts)) if parts else torch.empty(0)
+        return vectors if isinstance(source, list) else vectors[0]
+
     @torch.inference_mode()
-    def embed(self, source: str | Part) -> torch.Tensor:
-        """A vector (width,) of a text or medium: the mean of the GPT's last hidden states over its tokens."""
-        part = Text(source) if isinstance(source, str) else source
-        example = self.processor.encode_prompt([Message("user", (part,))])
-        return self.model.hidden(collate([example]).to(self.model.device)).mean(dim=0)
+    def _vectors(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        vectors: dict[int, torch.Tensor] = {}
+        pair, device = self.model.pair, self.model.device
+        if pair is None:
+            for i, part in enumerate(parts):
+                batch = collate([self.processor.encode_prompt([Message("user", (part,))])])
+                vectors[i] = F.normalize(self.model.hidden(batch.to(device)).mean(dim=0).float(), dim=0)
+            return [vectors[i] for i in range(len(parts))]
+        texts = {i: self._text(part.text) for i, part in enumerate(parts) if isinstance(part, Text)}
+        media = {i: self.processor.media_input(part) for i, part in enumerate(parts) if not isinstance(part, Text)}
+        if texts:
+            vectors |= zip(texts, pair.texts(list(texts.values())), strict=True)
+        if media:
+            vectors |= zip(media, self.model.media_vectors([item.to(device) for item in media.values()]), strict=True)
+        return [vectors[i] for i in range(len(parts))]
+
+    def _text(self, text: str) -> torch.Tensor:
+        """The token ids of a text as they were in training: with the end token."""
+        ids, most = [*self.tokenizer.encode(text), self.tokenizer.end], self.model.config.gpt.context
+        if len(ids) > most:
+            raise TooLongError(f"{shown(text)}: {len(ids)} tokens, more than the context of {most}; shorten it")
+        return torch.tensor(ids, device=self.model.device)
+
+    @torch.inference_mode()
+    def classify(self, medium: Source, labels: Sequence[str], template: str = "{}") -> dict[str, float]:
+        """How likely each label is for a medium, the likeliest first; together they are 1.
+
+        Where the model pairs media with texts, by the similarity of the medium and the label's text (Radford et al.
+        2021): softmax over the labels, at the learned temperature. Else by the likelihood of the label as the GPT's
+        answer.
+
+        Args:
+            medium: A path names a picture, sound or clip by its ending; bytes, arrays and PIL images are pictures.
+            labels: What it may be.
+            template: The text that the model was trained to see with such a medium, "{}" standing for the label: "a
+                photo of a {}."
+
+        Raises:
+            ConfigError: No label, or a template without "{}".
+        """
+        if not labels or "{}" not in template:
+            raise ConfigError(f"classify: needs labels, and {{}} in the template; not {labels!r}, {template!r}")
+        labels = list(dict.fromkeys(labels))
+        texts = [template.replace("{}", label) for label in labels]
+        part = _part(medium)
+        if self.model.pair is not None:
+            vectors = torch.stack(self._vectors([part, *map(Text, texts)]))
+            scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
+        else:
+            prompt = self.processor.encode_prompt(TASKS["classify"].conversation(part))
+            scores = self._likelihoods(prompt, texts)
+        order = scores.argsort(descending=True, stable=True).tolist()
+        return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
+
+    def _likelihoods(self, prompt: Example, answers: Sequence[str]) -> torch.Tensor:
+        """Log-probability (answers,) of each whole answer to a prompt, which is encoded once for all."""
+        batch = collate([self.processor.encode_answer(prompt, answer) for answer in answers]).to(self.model.device)
+        targets = batch.targets
+        logits = self.model.gpt.head(self.model.hidden(batch)[targets - 1]).float()  # targets, vocabulary
+        chosen = logits.log_softmax(1).gather(1, batch.ids[targets, None])[:, 0]  # targets
+        counts = [int(learn.sum()) for learn in batch.supervised.split(batch.lengths)]
+        return torch.stack([own.sum() for own in chosen.split(counts)])
 
     def save(self, directory: str | Path) -> None:
         """Write the checkpoint: one directory that `mmgpt.load` reads."""
@@ -139,6 +212,18 @@ def load(directory: str | Path, device: str | torch.device | None = None, int8: 
 def _parts(kind: type[T], source: Any) -> list[T]:
     sources = source if isinstance(source, list | tuple) else [source]
     return [item if isinstance(item, kind) else kind(item) for item in sources]
+
+
+def _part(source: Source) -> Part:
+    """The medium that a path, by its ending, bytes, an array or a PIL image is."""
+    if isinstance(source, Image | Audio | Video):
+        return source
+    kind = PARTS.get(Path(source).suffix.lower(), Image) if isinstance(source, str | Path) else Image
+    return kind(source)
+
+
+def _embeddable(source: Embedded) -> Part:
+    return Text(source) if isinstance(source, str) else source if isinstance(source, Text) else _part(source)
 
 
 def _prompt(prompt: str | Part | Sequence[str | Part]) -> list[Message]:

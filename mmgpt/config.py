@@ -266,6 +266,30 @@ class AdapterConfig:
 
 
 @dataclass
+class PairConfig:
+    """Media paired with texts: vectors of both in one space, near to each other where they belong together.
+
+    Args:
+        loss: clip (softmax, learned temperature; Radford et al. 2021) or siglip (sigmoid, learned temperature and
+            bias; Zhai et al. 2023).
+        width: Of the common space.
+        text: The text encoder; its vocabulary is the GPT's.
+        pooling: How tokens become one vector: attention (one learned query; CoCa's pooler) or mean.
+        heads: Attention heads of the pooling.
+        weight: Of the contrastive loss.
+        caption: Weight of the loss of the GPT's answers beside it (Yu et al. 2022, CoCa); 0: the GPT is not trained.
+    """
+
+    loss: Literal["clip", "siglip"] = "clip"
+    width: int = 256
+    text: GPTConfig = field(default_factory=GPTConfig)
+    pooling: Literal["attention", "mean"] = "attention"
+    heads: int = 4
+    weight: float = 1.0
+    caption: float = 1.0
+
+
+@dataclass
 class ModelConfig:
     """A multimodal GPT: which encoders it has, how each is fused, and the decoder.
 
@@ -275,6 +299,7 @@ class ModelConfig:
         audio: The audio encoder; None for a model that does not hear.
         video: The video encoder, which needs the image encoder.
         adapters: The adapter of each modality, by its name; a modality not named here gets an mlp.
+        pair: Pair media with texts; None for a model that does not.
     """
 
     gpt: GPTConfig = field(default_factory=GPTConfig)
@@ -282,9 +307,15 @@ class ModelConfig:
     audio: AudioEncoderConfig | None = None
     video: VideoEncoderConfig | None = None
     adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+    pair: PairConfig | None = None
 
     def adapter(self, modality: str) -> AdapterConfig:
         return self.adapters.get(modality, AdapterConfig())
+
+    @property
+    def answers(self) -> bool:
+        """Whether the GPT is trained, and can be asked: not so where media and texts are paired alone."""
+        return self.pair is None or self.pair.caption > 0
 
 
 # What an encoder returns for one input: `prefix` tokens, then a grid, then `suffix` tokens. Adapters that look at

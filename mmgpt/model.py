@@ -1,7 +1,7 @@
 """MultimodalGPT: encoders, adapters and GPT as one module; forward, loss, save and load."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from mmgpt.encoders.base import Encoder, ragged
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.fusion import Adapter, check_slots, splice
 from mmgpt.gpt import GPT, Documents, Media
+from mmgpt.pairing import Pairing
 
 if TYPE_CHECKING:
     from mmgpt.feature_cache import FeatureCache
@@ -25,22 +26,29 @@ class Loss:
     """Sum of the cross-entropy over supervised tokens, in nats, and their number; `mean` is what is minimised.
 
     `each` (targets,) is that of each supervised token, without a gradient.
+    `pair` is the contrastive loss of the batch's pairs, where the model has one. Both come with their weights.
     """
 
     sum: Tensor
     count: int
     each: Tensor
+    pair: Tensor | float = 0.0
 
     @property
     def mean(self) -> Tensor:
-        return self.sum / self.count
+        return self.share(self.count, 1)
+
+    def share(self, count: int, batches: int) -> Tensor:
+        """Its part of the loss of a step with so many supervised tokens in so many batches."""
+        return self.sum / count + self.pair / batches
 
 
 class MultimodalGPT(nn.Module):
     """One GPT with an encoder and an adapter for each modality that its configuration names.
 
     A medium goes encoder -> adapter -> slots of the token sequence; from there on the GPT sees only tokens. Where
-    config.gpt.cross is set, it goes encoder -> adapter -> the GPT's cross-attention instead, and has no slots.
+    config.gpt.cross is set, it goes encoder -> adapter -> the GPT's cross-attention instead, and has no slots. Where
+    config.pair is set, the encoder's tokens are also paired with texts (`pair`).
 
     Args:
         config: What to build. `model.config` is the resolved configuration, with the encoders' own sizes filled in.
@@ -60,11 +68,13 @@ class MultimodalGPT(nn.Module):
         self.encoders = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
         resolved = dataclasses.replace(config)
+        widths: dict[str, int] = {}
         for modality, build in ENCODERS.items():
             if getattr(config, modality) is None:
                 continue
             encoder = build(getattr(config, modality), self.encoders)
             self.encoders[modality] = encoder
+            widths[modality] = encoder.width
             self.adapters[modality] = Adapter(
                 config.adapter(modality),
                 encoder.width,
@@ -73,6 +83,10 @@ class MultimodalGPT(nn.Module):
                 beside=config.gpt.cross is not None,
             )
             setattr(resolved, modality, encoder.config)
+        self.pair: Pairing | None = None
+        if config.pair is not None:
+            self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, widths)
+            resolved.pair = self.pair.config
         self.config = resolved
         self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
         self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
@@ -93,9 +107,23 @@ class MultimodalGPT(nn.Module):
 
     def encode_media(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """Features (features, width) of all inputs end to end, as they enter the sequence or are looked at."""
-        recall = any(item.key is not None for item in inputs)
-        tokens = self._recall(modality, inputs) if recall else self._encode(modality, inputs)
-        return self.adapters[modality](tokens, [item.grid for item in inputs])
+        return self.adapters[modality](self.media_tokens(modality, inputs), [item.grid for item in inputs])
+
+    def media_tokens(self, modality: str, inputs: list[MediaInput]) -> Tensor:
+        """The encoder's tokens (inputs, tokens, width), zero behind each input's end; or those kept."""
+        recall = any(item.encoded or item.key is not None for item in inputs)
+        return self._recall(modality, inputs) if recall else self._encode(modality, inputs)
+
+    def media_vectors(self, inputs: Sequence[MediaInput]) -> Tensor:
+        """Unit vectors (inputs, width) of media in the space that they share with texts; config.pair must be set."""
+        assert self.pair is not None
+        vectors: dict[int, Tensor] = {}
+        for modality in dict.fromkeys(item.modality for item in inputs):
+            own = {i: item for i, item in enumerate(inputs) if item.modality == modality}
+            lengths = torch.tensor([item.grid.count for item in own.values()], device=self.device)
+            tokens = self.media_tokens(modality, list(own.values()))
+            vectors |= zip(own, self.pair.media(modality, tokens, lengths), strict=True)
+        return torch.stack([vectors[i] for i in range(len(inputs))])
 
     def _recall(self, modality: str, inputs: list[MediaInput]) -> Tensor:
         """What _encode returns, but only what is neither encoded nor kept goes through the encoder, and is then kept.
@@ -166,16 +194,30 @@ class MultimodalGPT(nn.Module):
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
         return self.gpt.head(self.hidden(batch))
 
-    def loss(self, batch: Batch, per: LossPer = "token") -> Loss:
-        """Next-token cross-entropy on the supervised tokens; logits are computed there alone, a chunk at a time.
+    def loss(self, batch: Batch | None, per: LossPer = "token") -> Loss:
+        """Next-token cross-entropy on the supervised tokens, and where media and texts are paired that loss beside it.
+
+        Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
+        several processes all must call it together where there are pairs: those of one are compared with the others'.
 
         Args:
-            batch: Documents.
+            batch: Documents; None in a process that has nothing while others have.
             per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one.
         """
-        targets = batch.targets
-        if not len(targets):
+        targets = None if batch is None else batch.targets
+        if targets is not None and not len(targets):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
+        pair: Tensor | float = 0.0
+        if self.pair is not None:
+            tokens = (
+                {name: self.media_tokens(name, group.inputs) for name, group in batch.media.items()} if batch else {}
+            )
+            pair = self.pair.loss(batch, tokens) * self.pair.config.weight
+            batch = batch and _encoded(batch, tokens)
+        also = torch.zeros((), device=self.device) if self.also is None else self.also(self)
+        if batch is None or targets is None or not self.config.answers:
+            count = 0 if targets is None else len(targets)
+            return Loss(also, count, also.new_zeros(count), pair)
         hidden = self.hidden(batch)[targets - 1]  # targets, width
         weights, count = None, len(targets)
         if per == "document":
@@ -183,6 +225,16 @@ class MultimodalGPT(nn.Module):
             weights = 1 / numbers.bincount(minlength=len(batch.lengths))[numbers]
             count = len(batch.lengths)
         total, each = self.gpt.loss(hidden, batch.ids[targets], weights)
-        if self.also is not None:
-            total = total + self.also(self)
-        return Loss(total, count, each)
+        if self.pair is not None:
+            total = total * self.pair.config.caption
+        return Loss(total + also, count, each, pair)
+
+
+def _encoded(batch: Batch, tokens: dict[str, Tensor]) -> Batch:
+    """The batch with media that have gone through their encoders, to these tokens (inputs, tokens, width)."""
+    media = {}
+    for modality, group in batch.media.items():
+        made = zip(group.inputs, tokens[modality], strict=True)
+        inputs = [dataclasses.replace(item, data=own[: item.grid.count], encoded=True) for item, own in made]
+        media[modality] = dataclasses.replace(group, inputs=inputs)
+    return dataclasses.replace(batch, media=media)

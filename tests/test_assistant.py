@@ -1,8 +1,14 @@
+import math
+
 import pytest
+import torch
 from tiny import some_audio, some_image, some_video
 
 import mmgpt
-from mmgpt.errors import MediaError
+from mmgpt.batch import collate
+from mmgpt.content import Message
+from mmgpt.errors import ConfigError, MediaError
+from mmgpt.tasks import TASKS
 
 
 @pytest.mark.parametrize("decoding", [{}, {"beams": 2}, {"temperature": 1.0, "top_k": 50, "seed": 5}])
@@ -45,11 +51,35 @@ def test_pictures_may_be_paths_bytes_arrays_or_pil(assistant, tmp_path):
     assert said != other
 
 
-def test_an_embedding_is_one_vector_of_the_gpts_width(assistant):
+def test_an_embedding_is_one_unit_vector_of_the_gpts_width(assistant):
     for source in (some_image(0), some_audio(1), "a text"):
         vector = assistant.embed(source)
         assert vector.shape == (32,)
+        assert float(vector.norm()) == pytest.approx(1.0, rel=1e-5)
+        torch.testing.assert_close(assistant.embed([some_image(3), source])[1], vector)
     assert (assistant.embed("a text") - assistant.embed("another")).abs().max() > 1e-3
+
+
+def test_without_pairs_a_class_is_as_likely_as_the_gpts_answer(assistant):
+    labels = ["red", "a red circle", "blue"]
+    shares = assistant.classify(some_image(0), labels, template="It is {}.")
+    (question,) = TASKS["classify"].conversation(some_image(0))
+    chances = []
+    for label in labels:
+        answer = Message.of("assistant", f"It is {label}.")
+        loss = assistant.model.loss(collate([assistant.processor.encode([question, answer])]))
+        chances.append(math.exp(-loss.sum.item()))
+    assert sum(shares.values()) == pytest.approx(1.0, rel=1e-5)
+    for label, chance in zip(labels, chances, strict=True):
+        assert shares[label] == pytest.approx(chance / sum(chances), rel=1e-3)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert assistant.classify(some_image(0), ["red", "blue", "red"]).keys() == {"red", "blue"}
+
+
+def test_a_class_needs_a_label_and_a_place_in_the_template(assistant):
+    for labels, template in (([], "{}"), (["red"], "a photo")):
+        with pytest.raises(ConfigError, match=r"classify: needs labels, and \{\} in the template"):
+            assistant.classify(some_image(0), labels, template)
 
 
 def test_a_broken_picture_is_one_clear_error(assistant, tmp_path):

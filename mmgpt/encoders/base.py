@@ -5,8 +5,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 Tokens = tuple[Tensor, Tensor]
 """Tokens (batch, tokens, width), zero behind each one's end, and their numbers (batch,), int64."""
@@ -53,8 +53,10 @@ def even(tokens: Tensor) -> Tokens:
 
 def ragged(tokens: Sequence[Tensor]) -> Tokens:
     """Tokens (tokens, width) of each sample, filled up with zeros to the longest."""
-    lengths = torch.tensor([len(one) for one in tokens], device=tokens[0].device)
-    return pad_sequence(list(tokens), batch_first=True), lengths
+    counts = [len(one) for one in tokens]
+    # The backward pass of pad_sequence copies the whole batch once for each sample.
+    padded = torch.stack([F.pad(one, (0, 0, 0, max(counts) - len(one))) for one in tokens])
+    return padded, torch.tensor(counts, device=padded.device)
 
 
 def unpad(inputs: Sequence[Tensor] | Tensor, lengths: Tensor | None) -> list[Tensor]:

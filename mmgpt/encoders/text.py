@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import GPTConfig, TokenGrid
-from mmgpt.encoders.base import Encoder, Tokens, unpad
+from mmgpt.encoders.base import Encoder, Tokens, ragged, unpad
 from mmgpt.errors import CheckpointError, ConfigError
 from mmgpt.gpt.documents import Documents
 from mmgpt.gpt.transformer import Transformer
@@ -89,7 +89,7 @@ class OwnBlocks(nn.Module):
         documents = Documents([len(text) for text in texts], texts[0].device)
         *states, last = self.transformer.states(self.embedding(torch.cat(texts)), documents)
         levels = [*map(self.transformer.norm, states[1:]), last]
-        return [pad_sequence(list(levels[layer].split(documents.lengths)), batch_first=True) for layer in layers]
+        return [ragged(levels[layer].split(documents.lengths))[0] for layer in layers]
 
 
 class Pretrained(nn.Module):

@@ -33,6 +33,9 @@ Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 class MultimodalModule(L.LightningModule):
     """Trains a MultimodalGPT on the steps of a `Loader` by next-token cross-entropy on the supervised tokens.
 
+    A model that pairs media with texts has the mean of its batches' contrastive losses beside it, or alone; that one
+    depends on what shares a batch, but not on the number of processes (`Pairing.loss`).
+
     The losses of a step are summed and divided by the number of its supervised tokens, those of all its batches and
     all processes: neither packing, nor accumulation, nor the number of processes changes what is learned. Dropout and
     other chance are drawn from the seed and the number of the step, so a resumed run draws them again.
@@ -97,12 +100,15 @@ class MultimodalModule(L.LightningModule):
         for batch in step.batches:
             if batch is None and processes == 1:
                 continue
-            loss = self.model.loss(BLANK.to(self.device) if batch is None else batch, self.loss_per)
-            share = loss.sum / whole if batch is not None else 0 * loss.sum
-            if batch is not None:
-                self.meter.learned(batch, loss)
-            total += share.detach()
-            self.manual_backward(share * processes)  # gradients are averaged over processes
+            if batch is None and is_sharded(self.model):
+                loss = 0 * self.model.loss(BLANK.to(self.device)).sum
+            else:
+                own = self.model.loss(batch, self.loss_per)
+                loss = own.share(whole, len(step.batches))
+                if batch is not None:
+                    self.meter.learned(batch, own)
+            total += loss.detach()
+            self.manual_backward(loss * processes)  # gradients are averaged over processes
         if number % LOGGED == 0:
             self.log_dict(gradient_norms(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
@@ -132,30 +138,31 @@ class MultimodalModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.validated, self.mistaken = Meter(), Meter()
+        self.paired = torch.zeros(2)  # sum of the loss of pairs, batches
 
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
-        for batch in step.batches:
+        for batch in step.batches if step.count else ():
             # What a medium is worth: by how much the loss grows with another in its place.
-            spoilt = None if batch is None else exchanged(batch)
+            spoilt = None if batch is None or self.model.pair is not None else exchanged(batch)
             for meter, one in ((self.validated, batch), (self.mistaken, spoilt)):
-                if one is not None:
-                    meter.learned(one, self.model.loss(one))
-                elif is_sharded(self.model):  # all processes must run the model alike
+                if one is None and is_sharded(self.model):  # all processes must run the model alike
                     self.model.loss(BLANK.to(self.device))
+                elif one is not None or (meter is self.validated and self.model.pair is not None):
+                    loss = self.model.loss(one)
+                    if one is not None:
+                        meter.learned(one, loss)
+                    if meter is self.validated:
+                        self.paired += torch.tensor([float(loss.pair), 1 / self.trainer.world_size])
 
     def on_validation_epoch_end(self) -> None:
         losses, spoilt = self.validated.means(), self.mistaken.means()
+        pair, batches = summed(*self.paired.tolist())
         if "" in losses:
-            self.log("val_loss", losses.pop(""), prog_bar=True)
+            self.log("val_loss", losses.pop("") + pair / max(1.0, batches), prog_bar=True)
             self.log_dict({f"val_loss/{name}": loss for name, loss in losses.items()})
-        self.log_dict(
-            {
-                f"val_gap/{name}": spoilt[name] - loss
-                for name, loss in losses.items()
-                if name in spoilt and name != "text"
-            }
-        )
+        shown = {name for name in spoilt if name and name != "text"}
+        self.log_dict({f"val_gap/{name}": spoilt[name] - losses[name] for name in shown})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         settings = self.optimizer

@@ -99,6 +99,7 @@ def train(config: TrainConfig) -> Run:
     data = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
     told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
+    shown = SHOWN if model.config.answers else 0
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
         **processes(config),
@@ -111,7 +112,7 @@ def train(config: TrainConfig) -> Run:
         logger=[CSVLogger(save_dir=out, name="", version=""), *_loggers(config)],
         callbacks=[
             checkpoints,
-            ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
+            ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
             state,
             Watch(config.batch_tokens),
         ],

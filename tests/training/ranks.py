@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import some_audio, some_image, some_video, tiny_config
 
-from mmgpt.config import OptimizerConfig
+from mmgpt.config import GPTConfig, OptimizerConfig, PairConfig
 from mmgpt.content import Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
@@ -30,18 +30,22 @@ CASES = {
     "pictures and clips": [some_image, some_video],
     "sound and pictures": [some_audio, some_image],
     "nothing for the second": [some_image],
+    "clip": [some_audio, some_image],
+    "siglip": [some_audio, some_image],
 }
+PAIRED = ("clip", "siglip")
 
 
 def samples(case: str) -> list[Sample]:
     makers = CASES[case]
     count = 1 if len(makers) == 1 else 9  # which do not divide evenly either
     shown = [makers[i % len(makers)](i) for i in range(count)]
+    said = [i % 4 if case in PAIRED else i for i in range(count)]  # the same of two that different processes have
     return [
         Sample(
-            (Message.of("user", *([medium] if medium else []), "What?"),), (f"{i} is " + "so " * i,), "ask", f"x:{i}"
+            (Message.of("user", *([medium] if medium else []), "What?"),), (f"{n} is " + "so " * n,), "ask", f"x:{i}"
         )
-        for i, medium in enumerate(shown)
+        for i, (n, medium) in enumerate(zip(said, shown, strict=True))
     ]
 
 
@@ -50,6 +54,9 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
     config = tiny_config(len(tokenizer))
     config.gpt.cross = "inside" if crossing else None
+    if case in PAIRED:
+        text = GPTConfig(width=16, layers=1, heads=2, context=160)
+        config.pair = PairConfig(case, 16, text, heads=2, caption=0.0 if case == "siglip" else 1.0)
     torch.manual_seed(0)
     module = MultimodalModule(MultimodalGPT(config), OptimizerConfig(clip=1.0, warmup=0))
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]

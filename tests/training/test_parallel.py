@@ -21,6 +21,8 @@ CASES = [
     "pictures and clips",
     "sound and pictures",
     "nothing for the second",
+    "clip",
+    "siglip",
     "text and sound beside the sequence",
     "sound and pictures accumulated",
 ]
