@@ -10,6 +10,7 @@ from mmgpt.errors import ConfigError, MmgptError
 COMMANDS = {
     "demo": "train a small model on a made world, evaluate it and write a report (start here)",
     "train": "train a model on your own data, by a configuration file",
+    "data": "check that every row of your data can be read, and what is in them",
     "tokenizer": "train a tokenizer on texts",
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",

@@ -9,6 +9,7 @@ the same whatever the number of workers, and a run goes on from `Step.state` as 
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,18 +186,25 @@ class Loader(Iterable[Step]):
     def _fetch(self, keys: list[tuple[int, int]]) -> Iterator[list[Example | Broken]]:
         """The documents of samples by (epoch, index), in this order."""
         self._chunks = [keys[i : i + FETCHED] for i in range(0, len(keys), FETCHED)]
-        try:
+        with told_as_data_error():
             for chunk in self._loader:
                 for parts in chunk:
                     if isinstance(parts, MmgptError):
                         raise parts
                     yield parts
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker died: {error}; if memory ran out, lower data.workers or the size of a batch"
-            ) from None
+
+
+@contextmanager
+def told_as_data_error() -> Iterator[None]:
+    """Turns the death of a data worker into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a data worker died: {error}; if memory ran out, lower data.workers or the size of a batch"
+        ) from None
 
 
 class _Chunks(Iterable[list[tuple[int, int]]]):

@@ -39,6 +39,16 @@ WORLD_TEXTS = 2_000  # samples of the world that train its tokenizer; its words 
 
 
 @dataclass(frozen=True)
+class Data:
+    """What a run learns from: both splits and the tokenizer, and whether each epoch has an order of its own."""
+
+    train: Sequence[Sample]
+    val: Sequence[Sample]
+    tokenizer: Tokenizer
+    shuffle: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """What a finished run leaves: where it is, how long it took, and the samples it validated on.
 
@@ -54,11 +64,24 @@ class Run:
 
 def train(config: TrainConfig) -> Run:
     """Train by a configuration. Leaves OUT/best, OUT/last, OUT/metrics.csv and OUT/samples/."""
+    return fit(config, read(config))
+
+
+def read(config: TrainConfig) -> Data:
+    """The data of a run. Raises ConfigError, and DataError where there are none."""
     _check(config)
+    train_samples, val_samples = load_data(config.data, config.seed)
+    # The world's samples are made in the order they are to be learned in; those of files come as they lie.
+    return Data(
+        train_samples, val_samples, make_tokenizer(config.data, train_samples), shuffle=config.data.format != "world"
+    )
+
+
+def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -> Run:
+    """Train on these data, as `train` does; the callbacks are called after its own."""
     _quiet()
     L.seed_everything(config.seed, verbose=False)
-    train_samples, val_samples = load_data(config.data, config.seed)
-    tokenizer = make_tokenizer(config.data, train_samples)
+    train_samples, val_samples, tokenizer = data.train, data.val, data.tokenizer
     config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
     model = MultimodalGPT(config.model)
     if config.checkpoint_activations:
@@ -72,12 +95,12 @@ def train(config: TrainConfig) -> Run:
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
-    # The world's samples are made in the order they are to be learned in; those of files come as they lie.
-    shuffle = config.data.format != "world"
     sizes: dict[str, Any] = {
         "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": config.data.workers
     }  # fmt: skip
-    loader = Loader(train_samples, learner, accumulate=config.accumulate, shuffle=shuffle, seed=config.seed, **sizes)
+    loader = Loader(
+        train_samples, learner, accumulate=config.accumulate, shuffle=data.shuffle, seed=config.seed, **sizes
+    )
     val_loader = Loader(val_samples, processor, **sizes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
@@ -92,8 +115,8 @@ def train(config: TrainConfig) -> Run:
                 f"{share.epochs:.2f} times through it in an epoch of the mixture",
                 flush=True,
             )
-    data = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
-    told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
+    name = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
+    told = {"data": name, "samples": len(train_samples), "epochs": config.epochs}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
@@ -109,6 +132,7 @@ def train(config: TrainConfig) -> Run:
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(SHOWN, len(val_samples)))]),
             state,
+            *callbacks,
         ],
         enable_checkpointing=False,
         enable_model_summary=False,
