@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "train a small model on a made world, evaluate it and write a report (start here)",
     "train": "train a model on your own data, by a configuration file",
     "data": "check that every row of your data can be read, and what is in them",
+    "inspect": "see what the model gets of your data: tokens, pictures, spectrograms",
     "tokenizer": "train a tokenizer on texts",
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",

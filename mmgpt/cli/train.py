@@ -65,7 +65,7 @@ def save_config(config: TrainConfig) -> None:
 
 def _files(arguments: list[str]) -> list[Path]:
     files = []
-    for here, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, after in zip(arguments, [*arguments, ""][1:], strict=True):
         if here == "--config":
             files.append(Path(after))
         elif here.startswith("--config="):

@@ -104,7 +104,7 @@ class Loader(Iterable[Step]):
         self.load_state(_start(0))
         self._chunks: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
-            _Encoded(ExampleDataset(samples, processor), seed),
+            Encoded(ExampleDataset(samples, processor), seed),
             batch_sampler=_Chunks(self),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -217,7 +217,7 @@ class _Chunks(Iterable[list[tuple[int, int]]]):
         return iter(self.loader._chunks)
 
 
-class _Encoded(Dataset[list[Example | Broken] | MmgptError]):
+class Encoded(Dataset[list[Example | Broken] | MmgptError]):
     """Samples by (epoch, index): random transforms are the same whenever, and wherever, one is asked for.
 
     Errors that stop the run are handed over, since a worker would wrap them in its own traceback.
