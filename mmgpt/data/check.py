@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -179,11 +179,11 @@ class _Split:
         _, first, group = np.unique(digests.numbers(), axis=0, return_index=True, return_inverse=True)
         before = rows[first][group.reshape(-1)] if len(rows) else rows
         places = np.flatnonzero(before != rows)
-        pairs = [(self.where(rows[i]), self.where(before[i])) for i in places[:SHOWN]]
+        pairs = [(self.where(int(rows[i])), self.where(int(before[i]))) for i in places[:SHOWN]]
         return Repeats(len(places), pairs)
 
     def where(self, row: int) -> str:
-        return self.samples[int(row)].where
+        return self.samples[row].where
 
 
 class _Rows(Dataset[_Row]):
@@ -273,7 +273,7 @@ def check(
     *,
     batch_tokens: int | None = None,
     workers: int = 0,
-    progress: Callable[[str, int, Iterator[_Row]], Iterator[_Row]] | None = None,
+    progress: Callable[[str, int, Iterator[_Row]], Iterable[_Row]] | None = None,
 ) -> DataCheck:
     """Read every sample of both splits.
 
