@@ -73,7 +73,7 @@ def test_the_last_steps_are_on_the_largest_batches_to_be_expected(walls):
     config = replace(walls, batch_size=4, accumulate=2)
     chosen = [by_sample[id(one)] for one in trial_samples(config, some, batches=3000)]
     batches = [chosen[i : i + 4] for i in range(0, len(chosen), 4)]
-    typical, largest = batches[: 2 * (WARM_UP + TIMED)], batches[2 * (WARM_UP + TIMED) :]
+    largest = batches[2 * (WARM_UP + TIMED) :]
     assert chosen[:32] == some[:32]
     assert len(largest) == 2 * 2  # by all tokens and by those of pictures; each as many times as there are in a step
     assert largest[0] == largest[1] != largest[2] == largest[3]
