@@ -56,8 +56,6 @@ class MultimodalGPT(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.video is not None and config.image is None:
-            raise ConfigError("model.video: frames go through the image encoder; configure model.image too")
         if unknown := [name for name in config.adapters if name not in ENCODERS]:
             raise ConfigError(f"model.adapters.{unknown[0]}: unknown; known are: {', '.join(ENCODERS)}")
         if config.gpt.vocab_size < 1:

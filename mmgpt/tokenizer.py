@@ -103,6 +103,12 @@ class Tokenizer:
         """The text of the ids; special tokens are left out."""
         return self._bpe.decode(list(ids), skip_special_tokens=True)
 
+    def spelled(self, ids: Sequence[int]) -> str:
+        """The ids for a person to read, special tokens by their names; a piece of a character by that of its token."""
+        text = self._bpe.decode(list(ids), skip_special_tokens=False)
+        name = self._bpe.id_to_token(ids[0]) if len(ids) == 1 and "\ufffd" in text else None
+        return name or text
+
     def opening(self, role: str) -> list[int]:
         """The tokens that open a message of this role."""
         return self._openings.get(role, [])

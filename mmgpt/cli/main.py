@@ -10,6 +10,9 @@ from mmgpt.errors import ConfigError, MmgptError
 COMMANDS = {
     "demo": "train a small model on a made world, evaluate it and write a report (start here)",
     "train": "train a model on your own data, by a configuration file",
+    "data": "check that every row of your data can be read, and what is in them",
+    "inspect": "see what the model gets of your data: tokens, pictures, spectrograms",
+    "plan": "what a training run will take: memory, time, parameters",
     "tokenizer": "train a tokenizer on texts",
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",

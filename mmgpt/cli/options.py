@@ -22,6 +22,17 @@ def parser(command: str, description: str) -> Parser:
     return Parser(prog=f"mmgpt {command}", description=description)
 
 
+def run_parser(command: str, description: str) -> Parser:
+    """Of a command that looks at a training run; what it does not know are arguments of `mmgpt train`."""
+    return Parser(
+        prog=f"mmgpt {command}",
+        usage="%(prog)s --config FILE [--FIELD VALUE ...] [options]",
+        description=description,
+        epilog="All arguments of `mmgpt train` are taken too; `mmgpt train --help` lists them.",
+        allow_abbrev=False,
+    )
+
+
 def with_nearest(message: str, parser: argparse.ArgumentParser) -> str:
     """The message, and if it is about unknown options, what the first of them was probably meant to be."""
     known = [name for action in parser._actions for name in action.option_strings]

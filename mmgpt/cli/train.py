@@ -1,5 +1,6 @@
 """mmgpt train: a training run from a configuration file and fields set on the command line."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from mmgpt.cli import options
@@ -26,6 +27,12 @@ def parse(arguments: list[str]) -> TrainConfig:
         raise ConfigError(options.with_nearest(str(error), parser)) from None
     values = parser.instantiate(parsed).as_dict()
     return TrainConfig(**{name: value for name, value in values.items() if name != "config"})
+
+
+def parse_with(parser: options.Parser, arguments: list[str]) -> tuple[Namespace, TrainConfig]:
+    """A command's own options (`options.run_parser`), and the configuration of the run it looks at."""
+    own, rest = parser.parse_known_args(arguments)
+    return own, parse(rest)
 
 
 def run(config: TrainConfig) -> None:

@@ -13,9 +13,10 @@ from mmgpt.processor import Processor, TooLongError
 
 @dataclass(frozen=True)
 class Broken:
-    """A sample, or one of its answers, that could not be used, and why, in one line."""
+    """A sample, or one of its answers, that could not be used, and why, in one line; `too_long`, though readable."""
 
     reason: str
+    too_long: bool = False
 
 
 class ExampleDataset(Dataset[list[Example | Broken]]):
@@ -42,11 +43,11 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
         except MediaError as error:
             return [Broken(f"{sample.where}: {error}")]
         except TooLongError as error:
-            return [Broken(str(error))]
+            return [Broken(str(error), too_long=True)]
         return [self._with_answer(prompt, answer) for answer in sample.answers]
 
     def _with_answer(self, prompt: Example, answer: str) -> Example | Broken:
         try:
             return self.processor.encode_answer(prompt, answer)
         except TooLongError as error:
-            return Broken(str(error))
+            return Broken(str(error), too_long=True)

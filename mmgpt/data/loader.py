@@ -9,6 +9,7 @@ the same whatever the number of workers, and a run goes on from `Step.state` as 
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +106,7 @@ class Loader(Iterable[Step]):
         self.load_state(_start(0))
         self._chunks: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
-            _Encoded(ExampleDataset(samples, processor), seed),
+            Encoded(ExampleDataset(samples, processor), seed),
             batch_sampler=_Chunks(self),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -189,18 +190,25 @@ class Loader(Iterable[Step]):
     def _fetch(self, keys: list[tuple[int, int]]) -> Iterator[list[Example | Broken]]:
         """The documents of samples by (epoch, index), in this order."""
         self._chunks = [keys[i : i + FETCHED] for i in range(0, len(keys), FETCHED)]
-        try:
+        with told_as_data_error():
             for chunk in self._loader:
                 for parts in chunk:
                     if isinstance(parts, MmgptError):
                         raise parts
                     yield parts
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker died: {error}; if memory ran out, lower data.workers or the size of a batch"
-            ) from None
+
+
+@contextmanager
+def told_as_data_error() -> Iterator[None]:
+    """Turns the death of a data worker into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a data worker died: {error}; if memory ran out, lower data.workers or the size of a batch"
+        ) from None
 
 
 class _Chunks(Iterable[list[tuple[int, int]]]):
@@ -213,7 +221,7 @@ class _Chunks(Iterable[list[tuple[int, int]]]):
         return iter(self.loader._chunks)
 
 
-class _Encoded(Dataset[list[Example | Broken] | MmgptError]):
+class Encoded(Dataset[list[Example | Broken] | MmgptError]):
     """Samples by (epoch, index): random transforms are the same whenever, and wherever, one is asked for.
 
     Errors that stop the run are handed over, since a worker would wrap them in its own traceback.

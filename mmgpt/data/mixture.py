@@ -59,15 +59,15 @@ class Mixture(LazySamples):
                 raise ConfigError(f"data.mix.{name}: has no samples; name another split, or leave it out")
         self.names = list(sources)
         self.seed = seed
-        self._sources = list(sources.values())
+        self.sources = list(sources.values())
         self._quotas = quotas([weights[name] for name in self.names])  # (sources,) draws of each block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
-        super().__init__(range(sum(map(len, self._sources))), self.sample)
+        super().__init__(range(sum(map(len, self.sources))), self.sample)
 
     def sample(self, number: int) -> Sample:
         """What draw `number` gives; numbers may go on beyond the length."""
         source, place = self.draw(number)
-        return self._sources[source][place]
+        return self.sources[source][place]
 
     def draw(self, number: int) -> tuple[int, int]:
         """The source of a draw, and the place of its sample in that source."""
@@ -75,7 +75,7 @@ class Mixture(LazySamples):
         order, ranks = self._order(block)
         source = int(order[place])
         turn = block * int(self._quotas[source]) + int(ranks[place])
-        size = len(self._sources[source])
+        size = len(self.sources[source])
         return source, shuffled(turn % size, size, f"{self.seed} {source} {turn // size}")
 
     def shares(self, draws: int | None = None) -> list[Share]:
@@ -84,7 +84,7 @@ class Mixture(LazySamples):
         drawn = blocks * self._quotas + np.bincount(self._order(blocks)[0][:rest], minlength=len(self._quotas))
         return [
             Share(name, len(source), int(quota) / BLOCK, int(count) / len(source))
-            for name, source, quota, count in zip(self.names, self._sources, self._quotas, drawn, strict=True)
+            for name, source, quota, count in zip(self.names, self.sources, self._quotas, drawn, strict=True)
         ]
 
     def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:

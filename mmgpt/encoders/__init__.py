@@ -6,8 +6,12 @@ encoder.width, encoder.grid(...), encoder.config       # size of a token; how ma
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from mmgpt.config import ModelConfig
+from mmgpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmgpt.encoders.audio import AudioEncoder as AudioEncoder
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from mmgpt.encoders.text import TextEncoder as TextEncoder
     from mmgpt.encoders.video import VideoEncoder as VideoEncoder
 
-__all__ = ["ENCODERS", "AudioEncoder", "ImageEncoder", "TextEncoder", "VideoEncoder"]
+__all__ = ["ENCODERS", "AudioEncoder", "ImageEncoder", "TextEncoder", "VideoEncoder", "build_encoders"]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,8 +45,21 @@ def _audio(config: Any, _: Mapping[str, "Encoder"]) -> "Encoder":
 def _video(config: Any, built: Any) -> "Encoder":
     from mmgpt.encoders.video import VideoEncoder
 
+    if "image" not in built:
+        raise ConfigError("model.video: frames go through the image encoder; configure model.image too")
     return VideoEncoder(config, built["image"], built["audio"] if "audio" in built else None)  # noqa: SIM401
 
 
 # Modality of media -> how its encoder is built from its configuration and the encoders built before it.
 ENCODERS: dict[str, Callable[[Any, Any], "Encoder"]] = {"image": _image, "audio": _audio, "video": _video}
+
+
+def build_encoders(config: ModelConfig) -> tuple[ModelConfig, dict[str, "Encoder"]]:
+    """A model's resolved configuration and its encoders by modality, for those who need no GPT."""
+    built: dict[str, Encoder] = {}
+    resolved = replace(config)
+    for modality, build in ENCODERS.items():
+        if (own := getattr(config, modality)) is not None:
+            built[modality] = build(own, built)
+            setattr(resolved, modality, built[modality].config)
+    return resolved, built

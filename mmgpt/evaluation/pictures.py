@@ -56,6 +56,11 @@ def spectrogram(sound: "Waveform", width: int = 480, height: int = 128) -> Image
     decibels = 10 * np.log10(power @ _mel_filters(size, rate) + 1e-8)  # (time, bands)
     top = max(decibels.max(), 0.0)  # silence stays dark
     level = np.clip((decibels - top + RANGE) / RANGE, 0, 1).T[::-1]  # (bands from high to low, time)
+    return heat(level, width, height)
+
+
+def heat(level: np.ndarray, width: int, height: int) -> Image.Image:
+    """Levels (rows, columns) in 0..1 as colours from dark to bright, in a picture of this size."""
     stops = np.linspace(0, 1, len(_DARK_TO_BRIGHT))
     colours = np.stack([np.interp(level, stops, channel) for channel in _DARK_TO_BRIGHT.T], axis=-1)
     return Image.fromarray(colours.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)

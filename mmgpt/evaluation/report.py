@@ -119,8 +119,12 @@ def write_report(
     if samples:
         groups = [_group(i, task, [s for s in samples if s.task == task]) for i, task in enumerate(tasks)]
         sections.append(f'<section id="samples"><h2>Samples</h2>{_controls(samples, tasks)}{"".join(groups)}</section>')
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    body = "\n".join(sections)
+    write_page(path, title, "\n".join(sections))
+
+
+def write_page(path: str | Path, title: str, body: str, style: str = "") -> None:
+    """Write a self-contained HTML page in the style of the reports, and more style. Raises WriteError."""
+    common = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -130,7 +134,7 @@ def write_report(
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 <style>
-{style}</style>
+{common}{style}</style>
 </head>
 <body>
 <main>

@@ -43,6 +43,16 @@ WORLD_TEXTS = 2_000  # samples of the world that train its tokenizer; its words 
 
 
 @dataclass(frozen=True)
+class Data:
+    """What a run learns from: both splits and the tokenizer, and whether each epoch has an order of its own."""
+
+    train: Sequence[Sample]
+    val: Sequence[Sample]
+    tokenizer: Tokenizer
+    shuffle: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """What a finished run leaves: where it is, how long it took, and the samples it validated on.
 
@@ -58,11 +68,25 @@ class Run:
 
 def train(config: TrainConfig) -> Run:
     """Train by a configuration. Leaves OUT/best, OUT/last, OUT/metrics.csv and OUT/samples/."""
+    return fit(config, read(config))
+
+
+def read(config: TrainConfig) -> Data:
+    """The data of a run. Raises ConfigError, and DataError where there are none."""
     _check(config)
+    train_samples, val_samples = load_data(config.data, config.seed)
+    # The world's samples are made in the order they are to be learned in; those of files come as they lie.
+    return Data(
+        train_samples, val_samples, make_tokenizer(config, train_samples), shuffle=config.data.format != "world"
+    )
+
+
+def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -> Run:
+    """Train on these data, as `train` does; the callbacks are called after its own."""
     _quiet()
     L.seed_everything(config.seed, verbose=False)
-    train_samples, val_samples = load_data(config.data, config.seed)
-    model, tokenizer = make_model(config, train_samples)
+    train_samples, val_samples, tokenizer = data.train, data.val, data.tokenizer
+    model = make_model(config, tokenizer)
     if config.checkpoint_activations:
         model.checkpoint_activations()
     out = Path(config.out)
@@ -75,12 +99,12 @@ def train(config: TrainConfig) -> Run:
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
-    # The world's samples are made in the order they are to be learned in; those of files come as they lie.
-    shuffle = config.data.format != "world"
     sizes: dict[str, Any] = {
         "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": config.data.workers
     }  # fmt: skip
-    loader = Loader(train_samples, learner, accumulate=config.accumulate, shuffle=shuffle, seed=config.seed, **sizes)
+    loader = Loader(
+        train_samples, learner, accumulate=config.accumulate, shuffle=data.shuffle, seed=config.seed, **sizes
+    )
     val_loader = Loader(val_samples, processor, **sizes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
@@ -96,8 +120,8 @@ def train(config: TrainConfig) -> Run:
                 f"{share.epochs:.2f} times through it in an epoch of the mixture",
                 flush=True,
             )
-    data = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
-    told = {"data": data, "samples": len(train_samples), "epochs": config.epochs}
+    name = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
+    told = {"data": name, "samples": len(train_samples), "epochs": config.epochs}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
     shown = SHOWN if model.config.answers else 0
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
@@ -115,6 +139,7 @@ def train(config: TrainConfig) -> Run:
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
             state,
             Watch(config.batch_tokens),
+            *callbacks,
         ],
         enable_progress_bar=False,
         enable_checkpointing=False,
@@ -198,34 +223,41 @@ def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence
     return train, val[::step][: config.val_samples]
 
 
-def make_model(config: TrainConfig, samples: Sequence[Sample]) -> tuple[MultimodalGPT, Tokenizer]:
-    """The model to train, in training mode, and its tokenizer: new ones, or those that `init` names.
+def model_config(config: TrainConfig) -> ModelConfig:
+    """Of the model to train: the configuration's own, or that of `init`."""
+    return config.model if config.init is None else checkpoint.read_config(checkpoint.resolve(config.init))
 
-    Raises ConfigError for settings of a new model beside `init`.
-    """
+
+def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
+    """The model to train, in training mode: a new one, or the one that `init` names."""
     if config.init is None:
-        tokenizer = make_tokenizer(config.data, samples, config.model.gpt.weights)
         config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
-        return MultimodalGPT(config.model), tokenizer
-    for field, new in (("model", config.model != ModelConfig()), ("data.tokenizer", config.data.tokenizer is not None)):
-        if new:
-            raise ConfigError(f"{field}: init ({config.init}) has its own; leave out one of the two")
-    model, tokenizer = checkpoint.load(config.init)
+        return MultimodalGPT(config.model)
+    model, _ = checkpoint.load(config.init)
     for encoder in (model.config.image, model.config.audio):
         if encoder is not None:
             encoder.frozen = False
-    return model.requires_grad_(True).train(), tokenizer
+    return model.requires_grad_(True).train()
 
 
-def make_tokenizer(config: DataConfig, samples: Sequence[Sample], weights: str | None = None) -> Tokenizer:
-    """The tokenizer named by the configuration, else that of the GPT's weights, or one trained on the texts."""
-    if config.tokenizer:
-        return Tokenizer.load(config.tokenizer)
+def make_tokenizer(config: TrainConfig, samples: Sequence[Sample]) -> Tokenizer:
+    """That of `init`, or what the configuration names, or that of the GPT's weights; else one trained on the texts.
+
+    Raises ConfigError for settings of a new model beside `init`.
+    """
+    data, weights = config.data, config.model.gpt.weights
+    if config.init is not None:
+        for field, new in (("model", config.model != ModelConfig()), ("data.tokenizer", data.tokenizer is not None)):
+            if new:
+                raise ConfigError(f"{field}: init ({config.init}) has its own; leave out one of the two")
+        return checkpoint.load(config.init)[1]
+    if data.tokenizer:
+        return Tokenizer.load(data.tokenizer)
     if weights:
         return Tokenizer.load(fetch(weights, *FILES))
-    count = min(len(samples), WORLD_TEXTS) if config.format == "world" else len(samples)
+    count = min(len(samples), WORLD_TEXTS) if data.format == "world" else len(samples)
     texts = (text for i in range(count) for text in samples[i].texts())
-    return Tokenizer.train(texts, config.vocab_size)
+    return Tokenizer.train(texts, data.vocab_size)
 
 
 def precision(wish: Precision) -> Literal["32-true", "bf16-mixed"]:

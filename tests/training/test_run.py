@@ -13,7 +13,7 @@ from walls import colour_of, wall_config, write_walls
 import mmgpt
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AudioEncoderConfig, DataConfig
+from mmgpt.config import AudioEncoderConfig, DataConfig, TrainConfig
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import Tokenizer
@@ -174,11 +174,11 @@ def test_a_split_with_nothing_in_it_is_told(tmp_path):
 def test_a_tokenizer_that_is_named_is_used_and_otherwise_one_is_trained(tmp_path):
     folder = write_walls(tmp_path / "data")
     samples, _ = load_data(DataConfig("captions", str(folder)), seed=0)
-    trained = make_tokenizer(DataConfig("captions", str(folder), vocab_size=300), samples)
+    trained = make_tokenizer(TrainConfig(data=DataConfig("captions", str(folder), vocab_size=300)), samples)
     assert len(trained.encode(" wall")) < len(" wall")
     own = Tokenizer.train(["something else"], 261)
     (tmp_path / "tokenizer.json").write_text(own.to_json())
-    assert len(make_tokenizer(DataConfig(tokenizer=str(tmp_path)), samples)) == len(own)
+    assert len(make_tokenizer(TrainConfig(data=DataConfig(tokenizer=str(tmp_path))), samples)) == len(own)
 
 
 def test_bf16_is_chosen_only_where_the_cpu_computes_in_it(monkeypatch):

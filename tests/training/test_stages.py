@@ -18,7 +18,7 @@ from mmgpt.errors import CheckpointError, ConfigError
 from mmgpt.gpt import GPT
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from mmgpt.training.run import make_model, train
+from mmgpt.training.run import make_model, make_tokenizer, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT = "A wall that is red, green or blue; describe the picture. "
@@ -115,7 +115,7 @@ def test_an_encoder_that_was_frozen_is_trained_unless_it_is_frozen_again(tmp_pat
     image = replace(config.model.image, frozen=True)
     model = MultimodalGPT(replace(config.model, gpt=GPTConfig(len(tokenizer), width=64), image=image))
     checkpoint.save(tmp_path / "saved", model, tokenizer)
-    again, _ = make_model(TrainConfig(init=str(tmp_path / "saved")), [])
+    again = make_model(TrainConfig(init=str(tmp_path / "saved")), tokenizer)
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert again.training
     assert again.encoders["image"].training
@@ -133,12 +133,12 @@ def test_an_encoder_that_was_frozen_is_trained_unless_it_is_frozen_again(tmp_pat
 def test_a_model_beside_init_is_an_error(learned, options, told):
     config = parse(["--init", str(learned.run.out), *options])
     with pytest.raises(ConfigError, match=told):
-        make_model(config, [])
+        make_tokenizer(config, [])
 
 
 def test_an_init_that_is_not_there_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="no such directory"):
-        make_model(TrainConfig(init=str(tmp_path / "no")), [])
+        make_tokenizer(TrainConfig(init=str(tmp_path / "no")), [])
 
 
 def test_a_size_that_is_not_that_of_the_pretrained_gpt_is_told(pretrained, tmp_path):
@@ -153,7 +153,7 @@ def test_gates_of_a_frozen_pretrained_gpt_learn_alone(pretrained, tmp_path):
     gates = ["--model.gpt.cross", "gated", "--model.gpt.cross_layers", "[1]", "--train", "[adapters, '*.gated']"]
     config = alignment(folder, pretrained, tmp_path, *gates, "--batch_size", "4")
     torch.manual_seed(config.seed)
-    start, _ = make_model(config, [])
+    start = make_model(config, make_tokenizer(config, []))
     train(config)
     moved = changed(weights(tmp_path / "align" / "last"), dict(start.state_dict()))
     assert {".".join(name.split(".")[:5]) for name in moved if name.startswith("gpt.")} == {

@@ -1,0 +1,104 @@
+"""What a training run will take, told from a short trial of it in a process of its own, before it is paid for."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmgpt import errors
+from mmgpt.config import TrainConfig
+from mmgpt.errors import ConfigError, TrainingError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Args:
+        modules: Parameters by module, trained and frozen.
+        samples: To train on.
+        validation_samples: To validate on.
+        steps: Of the optimizer, in all.
+        device: cpu or cuda.
+        memory: Most bytes that the process will have (cpu) or allocate on the GPU (cuda); of several processes, each.
+            Of a run that does not fit, what it had when it was known.
+        workers: Bytes that the data workers have beside it.
+        available: Bytes that are free for it.
+        seconds: Of training, of all validations, and at most of the evaluation at the end; None if it does not fit.
+        no_room: Why it does not fit into memory; None if it does.
+    """
+
+    modules: dict[str, dict[str, int]]
+    samples: int
+    validation_samples: int
+    steps: int
+    device: str
+    memory: int
+    workers: int
+    available: int
+    seconds: dict[str, float] | None
+    no_room: str | None
+
+    @property
+    def fits(self) -> bool:
+        return self.no_room is None
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Predict what a run will take from a few of its steps; nothing is left behind.
+
+    Raises:
+        MmgptError: what the run itself would stop at.
+    """
+    out = Path(config.out).absolute()
+    # On the disk of the run, since checkpoints are large and other places may be memory.
+    disk = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=disk) as folder:
+        described, result = Path(folder, "config.json"), Path(folder, "result.json")
+        described.write_text(json.dumps(dataclasses.asdict(config)))
+        free = available_memory()
+        command = [sys.executable, "-m", "mmgpt.training.trial", str(described), str(result), str(free)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
+    if "error" in found:
+        kind, message = found["error"]
+        raise getattr(errors, kind, ConfigError)(message)
+    no_room = found.get("no_room")
+    memory, workers = found.get("memory", 0), found.get("workers", 0)
+    if done.returncode == -9:
+        no_room = "the trial was ended by the system, which had no memory left"
+    elif done.returncode:
+        raise TrainingError(f"the trial failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+    elif no_room is None and found["device"] == "cpu" and memory + workers > free:
+        no_room = "more memory than is free"
+    return Plan(
+        modules=found.get("modules", {}),
+        samples=found.get("samples", 0),
+        validation_samples=found.get("validation_samples", 0),
+        steps=found.get("steps", 0),
+        device=found.get("device", "cpu"),
+        memory=memory,
+        workers=workers,
+        available=found.get("available", free),
+        seconds=None if no_room else found["seconds"],
+        no_room=no_room,
+    )
+
+
+def available_memory() -> int:
+    """Bytes that a new process can have: what is free on the machine, or in its container if that is less."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        import os
+
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text()))
+    return free

@@ -1,0 +1,276 @@
+"""A short run in a process of its own, to be measured: `python -m mmgpt.training.trial CONFIG RESULT AVAILABLE`.
+
+It goes through all that a run goes through: steps on typical batches, whose time is taken, then on the largest to be
+expected, a state and a checkpoint kept, validation, and the evaluation at the end. What it finds out is written to
+RESULT as it goes, since it may be ended for want of memory at any moment.
+"""
+
+import json
+import math
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from mmgpt.batch import Example
+from mmgpt.config import TrainConfig, from_dict
+from mmgpt.data.dataset import ExampleDataset
+from mmgpt.data.loader import Step
+from mmgpt.data.mixture import Mixture
+from mmgpt.data.order import Order
+from mmgpt.data.packing import cost
+from mmgpt.data.sample import Sample
+from mmgpt.encoders import build_encoders
+from mmgpt.errors import DataError, MmgptError
+from mmgpt.evaluation.runner import GROUP
+from mmgpt.files import atomic_write
+from mmgpt.processor import Processor
+from mmgpt.training.module import MultimodalModule
+from mmgpt.training.parallel import processes
+from mmgpt.training.report import finish
+from mmgpt.training.run import Data, fit, model_config, read
+
+LOOKED_AT = 512  # samples whose sizes are measured
+DRAWS = 10_000  # batches of them among which the largest is looked for
+WARM_UP, TIMED = 1, 3  # steps on typical batches: not timed, as memory is first asked for in them; and timed
+
+
+class NoRoomError(Exception):
+    """The run does not fit into memory."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A sample with its cost, in tokens, as a whole and of its media by modality."""
+
+    sample: Sample
+    costs: dict[str, int]
+
+
+class Findings:
+    """What is found out, written whenever there is more of it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.values: dict[str, Any] = {}
+
+    def add(self, **values: Any) -> None:
+        self.values.update(values)
+        with atomic_write(self.path, sync=False) as draft:
+            draft.write_text(json.dumps(self.values))
+
+
+class Watch(L.Callback):
+    """Counts parameters, takes times, and ends the trial where the weights alone do not fit."""
+
+    def __init__(self, findings: Findings, available: int):
+        self.findings = findings
+        self.available = available
+        self.ends = [0.0]  # of steps
+        self.costs = [0]  # of steps, in tokens
+        self.validation = [0.0, 0.0]  # its beginning, and the end of its last batch
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, MultimodalModule)
+        modules: dict[str, dict[str, int]] = {}
+        least = 0
+        for name, parameter in pl_module.model.named_parameters():
+            parts = name.split(".")
+            count = modules.setdefault(
+                ".".join(parts[: 2 if parts[0] in ("encoders", "adapters") else 1]), {"trained": 0, "frozen": 0}
+            )
+            count["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+            # The weights; of those trained a gradient and a tensor of the optimizer's at least.
+            least += parameter.nbytes * (3 if parameter.requires_grad else 1)
+        self.findings.add(modules=modules, memory=least)
+        if least > self.available:
+            raise NoRoomError("weights, gradients and the optimizer alone do not fit")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ends[0] = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.monotonic())
+        self.costs.append(
+            sum(
+                len(one.ids) + sum(item.grid.count for media in one.media.values() for item in media.inputs)
+                for one in batch.batches
+                if one is not None
+            )
+        )
+        self.findings.add(memory=peak(), workers=private_memory())
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation[0] = time.monotonic()
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.validation[1] = time.monotonic()
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of the timed steps; of all of them where there are no more."""
+        first = min(WARM_UP, len(self.ends) - 2)
+        last = min(first + TIMED, len(self.ends) - 1)
+        return (self.ends[last] - self.ends[first]) / max(1, sum(self.costs[first + 1 : last + 1]))
+
+
+def run(config: TrainConfig, findings: Findings, available: int) -> None:
+    """Make the trial. Raises what a run raises, and NoRoomError."""
+    machines = processes(config)
+    ranks = machines["devices"] * machines["num_nodes"]
+    if machines["accelerator"] == "cuda":
+        available = torch.cuda.mem_get_info()[0]
+    findings.add(device=machines["accelerator"], available=available)
+    data = read(config)
+    sized, share = measure(config, data)
+    mean = float(np.mean([one.costs["all"] for one in sized]))
+    samples = len(data.train) * share
+    batches = (
+        math.ceil(samples * mean / config.batch_tokens / ranks)
+        if config.batch_tokens is not None
+        else math.ceil(round(samples) / (config.batch_size or 1) / ranks)
+    )
+    steps = config.epochs * math.ceil(batches / config.accumulate)
+    findings.add(samples=len(data.train), validation_samples=len(data.val), steps=steps)
+
+    short = replace(config, batch_size=config.batch_size and min(config.batch_size, round(samples)))
+    chosen = trial_samples(short, sized, config.epochs * batches)
+    size = short.batch_size or 1
+    trial_steps = len(chosen) // size // config.accumulate
+    held_out = [data.val[i] for i in range(min(len(data.val), max(GROUP, size)))]
+    short = replace(
+        short,
+        out=str(findings.path.parent / "run"),
+        devices=1,
+        epochs=1,
+        val_every=0,
+        save_every=max(1, trial_steps - 1) if steps > config.save_every else sys.maxsize,
+        resume=False,
+        cache=None,
+    )
+    watch = Watch(findings, available)
+    done = fit(short, Data(chosen, held_out, data.tokenizer, shuffle=False), [watch])
+    validated = time.monotonic()
+    finish(short, done)
+    evaluated = time.monotonic()
+
+    begun, last = watch.validation
+    validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs
+    more = len(data.val) / len(held_out)
+    findings.add(
+        memory=peak(),
+        seconds={
+            "training": watch.seconds_per_token * mean * samples * config.epochs / ranks,
+            "validation": validations * ((last - begun) * more / ranks + validated - last),
+            "evaluation": (evaluated - validated) * more,
+        },
+    )
+
+
+def measure(config: TrainConfig, data: Data) -> tuple[list[Sized], float]:
+    """The first usable samples of a run, in its order, and the share of those looked at that they are."""
+    resolved, _ = build_encoders(model_config(config))
+    examples = ExampleDataset(data.train, Processor(resolved, data.tokenizer))
+    order = Order(len(data.train), data.shuffle, config.seed, drawn=isinstance(data.train, Mixture))
+    found = []
+    looked_at = min(LOOKED_AT, len(data.train))
+    for place in range(looked_at):
+        index = order.index(0, place)
+        sample = data.train.sample(index) if isinstance(data.train, Mixture) else data.train[index]
+        documents = [part for part in examples.encode(sample) if isinstance(part, Example)]
+        if config.batch_tokens is not None:
+            documents = [one for one in documents if cost([one]) <= config.batch_tokens]
+        if documents:
+            costs = {"all": cost(documents)}
+            for item in {id(item): item for one in documents for _, item in one.media}.values():
+                costs[item.modality] = costs.get(item.modality, 0) + item.grid.count
+            found.append(Sized(sample, costs))
+    if not found:
+        raise DataError(f"none of the first {looked_at} samples can be used; `mmgpt data check` tells why")
+    return found, len(found) / looked_at
+
+
+def trial_samples(config: TrainConfig, sized: Sequence[Sized], batches: int) -> list[Sample]:
+    """Samples for the typical steps, then for those on the largest batches to be expected in a run of so many.
+
+    Batches packed by tokens are all as large, so there are typical ones alone.
+    """
+    if config.batch_tokens is not None:
+        budget = config.batch_tokens * config.accumulate * (WARM_UP + TIMED + 1)
+        return list(_until(sized, budget))
+    assert config.batch_size is not None
+    size = config.batch_size
+    chosen = [sized[place % len(sized)].sample for place in range((WARM_UP + TIMED) * config.accumulate * size)]
+    draws = np.random.default_rng(config.seed)
+    drawn = [draws.choice(len(sized), size, replace=size > len(sized)) for _ in range(min(DRAWS, max(1, batches)))]
+    largest: dict[bytes, np.ndarray] = {}
+    for kind in sorted({kind for one in sized for kind in one.costs}):
+        costs = np.array([one.costs.get(kind, 0) for one in sized])
+        batch = max(drawn, key=lambda numbers: costs[numbers].sum())
+        largest[batch.tobytes()] = batch
+    for batch in largest.values():
+        chosen += [sized[number].sample for _ in range(config.accumulate) for number in batch]
+    return chosen
+
+
+def _until(sized: Sequence[Sized], budget: int) -> Iterator[Sample]:
+    """Samples, again from the first where need be, until they cost so much."""
+    place = 0
+    while budget > 0:
+        one = sized[place % len(sized)]
+        yield one.sample
+        budget -= one.costs["all"]
+        place += 1
+
+
+def peak() -> int:
+    """Most memory that this process has had, in bytes: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike ru_maxrss, this does not begin with the memory of the process that started us
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def private_memory() -> int:
+    """Bytes that data workers have for themselves."""
+    total = 0
+    for worker in multiprocessing.active_children():
+        maps = Path(f"/proc/{worker.pid}/smaps_rollup")
+        if maps.exists():
+            lines = [line.split() for line in maps.read_text().splitlines()]
+            total += 1024 * sum(int(line[1]) for line in lines if line[0].startswith("Private_"))
+    return total
+
+
+def main() -> None:
+    config_path, result, available = sys.argv[1:]
+    findings = Findings(Path(result))
+    try:
+        run(from_dict(TrainConfig, json.loads(Path(config_path).read_text())), findings, int(available))
+    except MmgptError as error:
+        findings.add(error=[type(error).__name__, str(error)])
+    except (NoRoomError, MemoryError, torch.OutOfMemoryError) as error:
+        findings.add(no_room=str(error).partition("\n")[0] or "memory ran out")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        findings.add(no_room=str(error).partition("\n")[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""mmgpt data check on files."""
+
+import json
+
+import pytest
+from walls import wall_config, write_walls
+
+from mmgpt.cli.train import save_config
+
+
+@pytest.fixture
+def walls(tmp_path):
+    """A configuration of whole data, to the folder of which more may be added."""
+    save_config(wall_config(write_walls(tmp_path / "data"), tmp_path / "run"))
+    return tmp_path / "run" / "config.yaml"
+
+
+def test_whole_data_are_well_and_nothing_is_left_behind(mmgpt_command, walls):
+    before = sorted(walls.parent.iterdir())
+    told = mmgpt_command("data", "check", "--config", walls)
+    assert told.code == 0, told.err
+    assert "every sample is readable" in told.out
+    assert ["samples", "9", "3"] in [line.split() for line in told.out.splitlines()]
+    assert sorted(walls.parent.iterdir()) == before
+
+
+def test_broken_data_are_told_in_full_as_json_and_end_with_1(mmgpt_command, tmp_path):
+    folder = write_walls(tmp_path / "data", train=13)
+    for number in range(12):
+        (folder / f"{number}.png").write_text("no picture")
+    save_config(wall_config(folder, tmp_path / "run"))
+    told = mmgpt_command("data", "check", "--config", tmp_path / "run" / "config.yaml", "--json")
+    assert told.code == 1
+    found = json.loads(told.out)
+    assert not found["sound"]
+    assert [reason.partition(": ")[0] for reason in found["train"]["broken"]] == [
+        f"{folder / 'captions.csv'}:{line}" for line in range(2, 14)
+    ]
+    assert found["train"]["documents"] == 1
+    told = mmgpt_command("data", "check", "--config", tmp_path / "run" / "config.yaml")
+    assert told.code == 1
+    assert told.out.count(".png: is damaged") == 10
+    assert "and 2 more" in told.out
+
+
+def test_fields_on_the_command_line_count(mmgpt_command, walls):
+    found = json.loads(mmgpt_command("data", "check", "--config", walls, "--model.gpt.context=16", "--json").out)
+    assert found["train"]["too_long"]
+    assert found["train"]["broken"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "there is `mmgpt data check`"),
+        (["chek"], "data chek: there is `mmgpt data check`"),
+        (["check", "--batch_sise", "3"], "did you mean --batch_size?"),
+        (["check", "--data.val_samples", "0"], "data.val_samples: must be"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(mmgpt_command, arguments, told):
+    assert told in mmgpt_command("data", *arguments).error(2)

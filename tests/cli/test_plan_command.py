@@ -1,0 +1,39 @@
+"""mmgpt plan on files: a trial in a process of its own."""
+
+import json
+
+import pytest
+from walls import wall_config, write_walls
+
+import mmgpt.training.plan
+from mmgpt.cli.train import save_config
+
+
+@pytest.fixture
+def walls(tmp_path):
+    save_config(wall_config(write_walls(tmp_path / "data"), tmp_path / "run"))
+    return tmp_path / "run" / "config.yaml"
+
+
+def test_a_run_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls):
+    told = mmgpt_command("plan", "--config", walls, "--epochs", 5, "--out", walls.parent, "--json")
+    assert told.code == 0, told.err
+    found = json.loads(told.out)
+    assert found["fits"]
+    assert (found["samples"], found["steps"]) == (9, 10)
+    assert 1e8 < found["memory"] < found["available"]
+    assert [path.name for path in walls.parent.iterdir()] == ["config.yaml"]
+
+
+def test_a_run_that_does_not_fit_is_told_with_what_to_do(mmgpt_command, walls, monkeypatch):
+    monkeypatch.setattr(mmgpt.training.plan, "available_memory", lambda: 100_000)
+    told = mmgpt_command("plan", "--config", walls)
+    assert told.code == 1
+    assert "does not fit: weights, gradients and the optimizer alone do not fit" in told.out
+    assert "checkpoint_activations" in told.out
+    assert ["gpt", "71,360", "0"] in [line.split() for line in told.out.splitlines()]
+
+
+def test_what_the_run_would_stop_at_stops_the_plan(mmgpt_command, walls, tmp_path):
+    told = mmgpt_command("plan", "--config", walls, "--data.path", tmp_path / "no")
+    assert f"{tmp_path / 'no'}: no such file or folder" in told.error(1)

@@ -1,0 +1,128 @@
+"""A trial of a run, and what is predicted from it."""
+
+import json
+import math
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+from tiny import some_audio, some_image
+from walls import wall_config, write_walls
+
+from mmgpt import checkpoint
+from mmgpt.content import Message
+from mmgpt.data.dataset import ExampleDataset
+from mmgpt.data.packing import cost
+from mmgpt.data.sample import Sample
+from mmgpt.processor import Processor
+from mmgpt.training import trial
+from mmgpt.training.run import Data, read, train
+from mmgpt.training.trial import TIMED, WARM_UP, Findings, NoRoomError, Sized, measure, trial_samples
+
+
+@pytest.fixture
+def walls(tmp_path):
+    return wall_config(write_walls(tmp_path / "data", train=12, broken=("train",)), tmp_path / "run", epochs=3)
+
+
+def sized(number: int, **costs: int) -> Sized:
+    return Sized(Sample((Message.of("user", str(number)),), ("yes",), "ask", f"x:{number}"), costs)
+
+
+def test_the_trial_counts_what_the_run_then_has(walls, tmp_path):
+    findings = Findings(tmp_path / "trial" / "result.json")
+    trial.run(replace(walls, freeze=["encoders.image"]), findings, 1 << 40)
+    found = json.loads(findings.path.read_text())
+    assert found == findings.values
+    run = train(walls)
+    told = checkpoint.read_training(checkpoint.resolve(run.out / "last"))
+    assert (found["steps"], found["samples"], found["validation_samples"]) == (told["steps"], 13, 3)
+    sizes = checkpoint.read_sizes(checkpoint.resolve(run.out / "last"))
+    assert {name: sum(count.values()) for name, count in found["modules"].items()} == sizes
+    assert {name for name, count in found["modules"].items() if count["frozen"]} == {"encoders.image"}
+    assert found["modules"]["encoders.image"]["trained"] == 0
+    assert all(0 < seconds < 60 for seconds in found["seconds"].values())
+    assert found["memory"] > 1e8
+
+
+def test_costs_are_those_the_loader_packs_by_and_broken_samples_are_left_out(walls, model, processor, tokenizer):
+    data = read(walls)
+    config = replace(walls, model=model.config)
+    found, share = measure(config, replace(data, tokenizer=tokenizer))
+    assert share == 12 / 13
+    assert len(found) == 12
+    examples = ExampleDataset(data.train, Processor(model.config, tokenizer))
+    for one in found:
+        assert one.costs["all"] == cost(examples.encode(one.sample))
+        assert one.costs["image"] == processor.media_input(some_image(0)).grid.count
+    assert [one.sample for one in found] != [one for one in data.train if one in [s.sample for s in found]]  # shuffled
+
+    texts = [Sample((Message.of("user", some_audio(0), "x"),), ("y" * 30, "y"), "ask", "x:0")]
+    alone = Data(texts, texts, tokenizer, shuffle=False)
+    budget = max(cost([one]) for one in ExampleDataset(texts, processor)[0])
+    (whole,), _ = measure(replace(config, batch_size=None, batch_tokens=budget), alone)
+    (part,), _ = measure(replace(config, batch_size=None, batch_tokens=budget - 1), alone)
+    assert part.costs["all"] < whole.costs["all"]
+
+
+def test_the_last_steps_are_on_the_largest_batches_to_be_expected(walls):
+    texts = [sized(i, all=2 if i % 5 else 500) for i in range(100)]
+    pictures = [sized(100 + i, all=20, image=10) for i in range(100)]
+    some = [one for pair in zip(texts, pictures, strict=True) for one in pair]
+    by_sample = {id(one.sample): one for one in some}
+    config = replace(walls, batch_size=4, accumulate=2)
+    chosen = [by_sample[id(one)] for one in trial_samples(config, some, batches=3000)]
+    batches = [chosen[i : i + 4] for i in range(0, len(chosen), 4)]
+    largest = batches[2 * (WARM_UP + TIMED) :]
+    assert chosen[:32] == some[:32]
+    assert len(largest) == 2 * 2  # by all tokens and by those of pictures; each as many times as there are in a step
+    assert largest[0] == largest[1] != largest[2] == largest[3]
+    costs = [sum(one.costs["all"] for one in batch) for batch in largest]
+    assert 1500 < costs[0] <= 2000  # of 3000 batches some have three of the long texts, few have four
+    assert all("image" in one.costs for one in largest[2])  # one batch in sixteen is of pictures alone
+
+    once = trial_samples(replace(config, accumulate=1), some, batches=1)
+    assert len(once) == 4 * (WARM_UP + TIMED + 1)  # one batch, which is the largest of its kind by either measure
+
+
+def test_packed_batches_are_all_typical(walls):
+    some = [sized(i, all=10) for i in range(7)]
+    config = replace(walls, batch_size=None, batch_tokens=100)
+    chosen = trial_samples(config, some, batches=1000)
+    assert len(chosen) == (WARM_UP + TIMED + 1) * 10
+    assert chosen[:8] == [one.sample for one in [*some, some[0]]]
+
+
+def test_steps_of_packed_batches_are_near_those_made(walls, tmp_path):
+    config = replace(walls, batch_size=None, batch_tokens=60)
+    findings = Findings(tmp_path / "trial" / "result.json")
+    trial.run(config, findings, 1 << 40)
+    run = train(config)
+    made = checkpoint.read_training(checkpoint.resolve(run.out / "last"))["steps"]
+    assert math.isclose(findings.values["steps"], made, rel_tol=0.25)
+
+
+@pytest.mark.parametrize(
+    ("changes", "available", "told"),
+    [
+        ({"freeze": ["gtp"]}, 1 << 40, {"error": ["ConfigError", "freeze: no parameter begins with 'gtp'"]}),
+        ({}, 1_000_000, {"no_room": "weights, gradients and the optimizer alone do not fit"}),
+    ],
+)
+def test_what_ends_a_trial_is_handed_over(walls, tmp_path, monkeypatch, changes, available, told):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(replace(walls, **changes))))
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["trial", str(tmp_path / "config.json"), str(result), str(available)])
+    trial.main()
+    found = json.loads(result.read_text())
+    for name, value in told.items():
+        assert str(found[name])[: len(str(value)) - 2] == str(value)[:-2]
+    assert "seconds" not in found
+
+
+def test_room_is_needed_for_the_weights_alone_even_of_what_is_frozen(walls, tmp_path):
+    findings = Findings(tmp_path / "trial" / "result.json")
+    with pytest.raises(NoRoomError):
+        trial.run(walls, findings, 1_000)
+    counts = findings.values["modules"].values()
+    assert findings.values["memory"] == 4 * sum(3 * count["trained"] + count["frozen"] for count in counts)
