@@ -105,7 +105,7 @@ class MultimodalModule(L.LightningModule):
             else:
                 own = self.model.loss(batch, self.loss_per)
                 loss = own.share(whole, len(step.batches))
-                if batch is not None:
+                if batch is not None and number % LOGGED == 0:
                     self.meter.learned(batch, own)
             total += loss.detach()
             self.manual_backward(loss * processes)  # gradients are averaged over processes

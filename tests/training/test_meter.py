@@ -87,7 +87,7 @@ def test_a_run_logs_what_it_does_with_its_time(logged):
     assert all(0 < value < 1 for name in ("supervised", "wait") for value in log[name])
     assert all(0.5 < value <= 1 for value in log["fill"])
     assert log["memory_gb"] == sorted(log["memory_gb"])
-    assert log["memory_gb"][-1] <= most_memory() / 1e9
+    assert log["memory_gb"][-1] <= most_memory() / 1e9 + 1e-6  # logged in single precision
 
 
 def test_a_run_logs_losses_by_kind_and_gradients_by_module(logged):

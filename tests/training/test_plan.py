@@ -31,7 +31,7 @@ def sized(number: int, **costs: int) -> Sized:
 
 def test_the_trial_counts_what_the_run_then_has(walls, tmp_path):
     findings = Findings(tmp_path / "trial" / "result.json")
-    trial.run(replace(walls, freeze=["encoders.image"]), findings, 1 << 40)
+    trial.run(replace(walls, train=["adapters", "gpt"]), findings, 1 << 40)
     found = json.loads(findings.path.read_text())
     assert found == findings.values
     run = train(walls)
@@ -105,7 +105,7 @@ def test_steps_of_packed_batches_are_near_those_made(walls, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "available", "told"),
     [
-        ({"freeze": ["gtp"]}, 1 << 40, {"error": ["ConfigError", "freeze: no parameter begins with 'gtp'"]}),
+        ({"train": ["gtp"]}, 1 << 40, {"error": "train: nothing is named 'gtp'"}),
         ({}, 1_000_000, {"no_room": "weights, gradients and the optimizer alone do not fit"}),
     ],
 )
@@ -116,7 +116,7 @@ def test_what_ends_a_trial_is_handed_over(walls, tmp_path, monkeypatch, changes,
     trial.main()
     found = json.loads(result.read_text())
     for name, value in told.items():
-        assert str(found[name])[: len(str(value)) - 2] == str(value)[:-2]
+        assert value in str(found[name])
     assert "seconds" not in found
 
 
