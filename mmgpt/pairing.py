@@ -8,7 +8,7 @@ text ── text encoder ── tokens ── pooling head ───────
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from mmgpt.batch import Batch
 from mmgpt.config import AdapterConfig, PairConfig
+from mmgpt.distributed import gathered, rank
 from mmgpt.encoders import TextEncoder
 from mmgpt.errors import ConfigError
 from mmgpt.fusion import Resampler
-from mmgpt.gpt import Documents
 
 MOST_SCALE = 100.0  # CLIP's: a larger one makes training unstable
 Text: TypeAlias = tuple[int, ...]  # a text by its token ids
@@ -89,7 +89,7 @@ class Pairing(nn.Module):
         if self.bias is None:
             self.log_scale.data.clamp_(max=math.log(MOST_SCALE))
         media, texts, pairs = ({}, {}, []) if batch is None else _pairs(batch)
-        everyone = _gathered(([name for own in media.values() for name in own], list(texts), pairs))
+        everyone = gathered(([name for own in media.values() for name in own], list(texts), pairs))
         right = {pair for _, _, some in everyone for pair in some}
         if not right:
             return 0.0 * self.log_scale  # which has a backward pass
@@ -169,7 +169,7 @@ def matches(pairs: Iterable[tuple[Hashable, Hashable]], media: Iterable[Hashable
 
 def _pairs(batch: Batch) -> tuple[dict[str, dict[bytes, int]], dict[Text, Tensor], list[tuple[bytes, Text]]]:
     """The media to pair, by modality and name, with their places among the inputs; the texts; and which are pairs."""
-    numbers = Documents(batch.lengths).numbers  # of the document of each token
+    numbers = batch.numbers.cpu()
     shown: list[set[tuple[str, int]]] = [set() for _ in batch.lengths]
     for modality, group in batch.media.items():
         sizes = torch.tensor([item.features for item in group.inputs])
@@ -191,15 +191,6 @@ def _pairs(batch: Batch) -> tuple[dict[str, dict[bytes, int]], dict[Text, Tensor
     return media, texts, pairs
 
 
-def _gathered(value: Any) -> list[Any]:
-    """The value of each process, in all of them."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _united(own: Tensor, names: list[list[Name]]) -> tuple[list[Name], Tensor]:
     """Names and vectors (names, width) of all processes, each name once; the gradient reaches this one's own."""
     vectors = own
@@ -208,7 +199,7 @@ def _united(own: Tensor, names: list[list[Name]]) -> tuple[list[Name], Tensor]:
         padded[: len(own)] = own.detach()
         parts = [torch.empty_like(padded) for _ in names]
         dist.all_gather(parts, padded)
-        parts[dist.get_rank()] = own
+        parts[rank()] = own
         vectors = torch.cat([part[: len(some)] for part, some in zip(parts, names, strict=True)])
     first: dict[Name, int] = {}
     for place, name in enumerate(name for some in names for name in some):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Batch, Example, check_supervised, collate
@@ -23,6 +22,7 @@ from mmgpt.data.mixture import Mixture
 from mmgpt.data.order import Order
 from mmgpt.data.packing import WINDOW, cost, pack
 from mmgpt.data.sample import Sample
+from mmgpt.distributed import rank, summed, world_size
 from mmgpt.errors import ConfigError, DataError, MmgptError
 from mmgpt.processor import Processor
 
@@ -121,10 +121,10 @@ class Loader(Iterable[Step]):
         epoch, position = self.state["epoch"], self.state["next"]
         left_over = {(place, piece) for place, piece in self.state["waiting"]}
         again = sorted({place for place, _ in left_over})
-        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        own = len(range(rank, len(self.order), processes))
+        number, processes = rank(), world_size()
+        own = len(range(number, len(self.order), processes))
         fetched = self._fetch(
-            [(epoch, self.order.index(epoch, place * processes + rank)) for place in (*again, *range(position, own))]
+            [(epoch, self.order.index(epoch, place * processes + number)) for place in (*again, *range(position, own))]
         )
         waiting = [
             unit
@@ -143,15 +143,15 @@ class Loader(Iterable[Step]):
                     waiting += self._units(position, examples, lost)
                     broken += lost
                     position += 1
-                chosen = self._choose(waiting)
-                examples = [example for number in chosen for example in waiting[number].examples]
-                waiting = [unit for number, unit in enumerate(waiting) if number not in set(chosen)]
+                chosen = set(self._choose(waiting))
+                examples = [example for i, unit in enumerate(waiting) if i in chosen for example in unit.examples]
+                waiting = [unit for i, unit in enumerate(waiting) if i not in chosen]
                 batches.append(collate(examples) if examples else None)
                 names += dict.fromkeys(example.where for example in examples)
             count = sum(int(batch.supervised.sum()) for batch in batches if batch is not None)
             documents = sum(len(batch.lengths) for batch in batches if batch is not None)
             left = own - position + len({unit.place for unit in waiting})
-            count, documents, left = _in_all(count, documents, left)
+            count, documents, left = map(int, summed(count, documents, left))
             done = epoch + 1 - left / max(1, len(self.order))
             state = {"epoch": epoch, "next": position, "waiting": [[unit.place, unit.piece] for unit in waiting]}
             if not left:
@@ -250,13 +250,3 @@ def _parted(parts: list[Example | Broken]) -> tuple[list[Example], list[Broken]]
     examples = [part for part in parts if isinstance(part, Example)]
     check_supervised(examples)
     return examples, [part for part in parts if isinstance(part, Broken)]
-
-
-def _in_all(*counts: int) -> tuple[int, ...]:
-    """Sums over all processes."""
-    if not dist.is_initialized():
-        return counts
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor(counts, dtype=torch.long, device=device)
-    dist.all_reduce(sums)
-    return tuple(sums.tolist())

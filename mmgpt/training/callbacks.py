@@ -12,6 +12,7 @@ from mmgpt import checkpoint
 from mmgpt.assistant import Assistant
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
+from mmgpt.distributed import gathered
 from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.runner import answer_all
@@ -20,7 +21,7 @@ from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import gathered, is_sharded, plain
+from mmgpt.training.parallel import is_sharded, plain
 from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
 
 

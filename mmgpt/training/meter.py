@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmgpt.batch import Batch
 from mmgpt.data.loader import Step
+from mmgpt.distributed import gathered, summed
 from mmgpt.model import Loss
-from mmgpt.training.parallel import gathered, summed
 
 LOGGED = 10  # steps from one entry of the log to the next
 TOLD = 30.0  # seconds from one line to the next where there is no terminal

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from mmgpt.batch import Batch
 from mmgpt.config import LoraConfig, LossPer, OptimizerConfig
 from mmgpt.data.loader import Step
+from mmgpt.distributed import summed
 from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.training.lora import add_lora
 from mmgpt.training.meter import LOGGED, Meter
 from mmgpt.training.muon import Muon
-from mmgpt.training.parallel import is_sharded, plain, shard, summed, zero_of
+from mmgpt.training.parallel import is_sharded, plain, shard, zero_of
 from mmgpt.training.parts import parameter_groups, train_only
 
 # A document of two tokens, for a process that has none where all must run the model.

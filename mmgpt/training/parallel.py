@@ -1,10 +1,9 @@
-"""Several processes as one: what they must do alike, and what they tell each other."""
+"""Several processes as one: how a model is trained by them, whole in each or divided among them."""
 
 import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -89,32 +88,3 @@ def part_of(parameter: Tensor, tensor: Tensor) -> Tensor:
         return tensor
     mesh, places = parameter.device_mesh, parameter.placements
     return DTensor.from_local(tensor, mesh, places, shape=parameter.shape, stride=parameter.stride())
-
-
-def rank() -> int:
-    """The number of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def meet() -> None:
-    """Wait until all processes are here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def summed(*numbers: float) -> list[float]:
-    """Each number's sum over all processes."""
-    if not dist.is_initialized():
-        return list(numbers)
-    sums = torch.tensor(numbers, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(sums)
-    return sums.tolist()
-
-
-def gathered(value: Any) -> list[Any]:
-    """The value of each process, in all of them."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

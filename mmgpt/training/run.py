@@ -25,6 +25,7 @@ from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
+from mmgpt.distributed import gathered
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.pretrained import fetch
@@ -34,7 +35,7 @@ from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
-from mmgpt.training.parallel import gathered, processes
+from mmgpt.training.parallel import processes
 from mmgpt.training.parts import print_parts
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}

@@ -22,8 +22,9 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmgpt.distributed import meet, rank
 from mmgpt.errors import TrainingError, WriteError
-from mmgpt.training.parallel import is_sharded, meet, own_part, part_of, rank
+from mmgpt.training.parallel import is_sharded, own_part, part_of
 
 
 def states(out: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmgpt.config import GPTConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from mmgpt.errors import ConfigError
-from mmgpt.training.parallel import gathered, processes, summed, zero_of
+from mmgpt.training.parallel import processes, zero_of
 
 SCRIPT = str(Path(__file__).parent / "ranks.py")
 CASES = [
@@ -69,11 +69,6 @@ def test_zero_gives_each_trained_parameter_a_gradient_of_zero():
     assert model[1].weight.grad is None
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
-
-
-def test_one_process_is_on_its_own():
-    assert summed(1.0, 2.0) == [1.0, 2.0]
-    assert gathered("a") == ["a"]
 
 
 def test_processes_are_those_asked_for_or_those_torchrun_started(monkeypatch):
