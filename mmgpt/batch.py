@@ -109,6 +109,11 @@ class Batch:
         """Places (targets,) whose token is supervised; each is predicted from the place before it."""
         return self.supervised.nonzero().squeeze(1)
 
+    @property
+    def cost(self) -> int:
+        """Tokens that the GPT and the encoders see of it."""
+        return len(self.ids) + sum(item.grid.count for group in self.media.values() for item in group.inputs)
+
     @cached_property
     def numbers(self) -> Tensor:
         """The document (tokens,) that each token is of."""

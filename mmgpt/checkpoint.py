@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import re
 import shutil
 import uuid
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmgpt.config import ModelConfig, from_dict
 from mmgpt.errors import CheckpointError, ConfigError
+from mmgpt.files import sync
 
 if TYPE_CHECKING:  # what is told of a checkpoint (`mmgpt info`) is told without torch
     from torch import Tensor, nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what is told of a checkpoint (`mmgpt info`) is told without
 
 POINTER = "CURRENT"
 FORMAT = 1
+FOREIGN = "vision-encoder-decoder"  # a model_type of transformers
 # Of a checkpoint on the Hub, besides the model itself.
 HUB_FILES = ("training.json", "tokenizer.json", "vocab.json", "merges.txt", "generation_config.json")
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it; a damaged file may claim any number
@@ -67,11 +68,11 @@ def save(
         kept = {name: tensor.detach().contiguous().cpu() for name, tensor in kept.items()}
         save_file(kept, draft / "model.safetensors", metadata={"format": "pt"})
         for path in draft.iterdir():
-            _sync(path)
+            sync(path)
         draft.rename(directory / version)
         pointer = directory / version / POINTER  # goes with the version if the save fails here
         pointer.write_text(version + "\n")
-        _sync(pointer)
+        sync(pointer)
         pointer.replace(directory / POINTER)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -91,16 +92,37 @@ def load(directory: str | Path) -> "tuple[MultimodalGPT, Tokenizer]":
     """
     from mmgpt import vision_encoder_decoder
     from mmgpt.model import MultimodalGPT
-    from mmgpt.tokenizer import Plain, Tokenizer
 
-    directory = resolve(_fetched(directory))
-    values = _read_settings(directory)
-    if values.get("model_type") == "vision-encoder-decoder":
+    directory, values = _open(directory)
+    if values.get("model_type") == FOREIGN:
         return vision_encoder_decoder.load(directory)
     model = MultimodalGPT(_config(values, directory))
     _load_tensors(model, directory / "model.safetensors")
-    plain = from_dict(Plain, values["plain"], "plain") if "plain" in values else None
-    return model.eval(), Tokenizer.load(directory, plain)
+    return model.eval(), _tokenizer(values, directory)
+
+
+def load_tokenizer(directory: str | Path) -> "Tokenizer":
+    """The tokenizer that `load` returns, without the model."""
+    from mmgpt import vision_encoder_decoder
+
+    directory, values = _open(directory)
+    if values.get("model_type") == FOREIGN:
+        return vision_encoder_decoder.load_tokenizer(directory)
+    return _tokenizer(values, directory)
+
+
+def read_config(directory: str | Path) -> ModelConfig:
+    """The resolved configuration of the model that `load` returns; pretrained weights are not fetched again."""
+    directory, values = _open(directory)
+    if values.get("model_type") == FOREIGN:  # some of it is told by its weights alone
+        return load(directory)[0].config
+    return _config(values, directory)
+
+
+def _open(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The directory of the files in force, fetched if need be, and what its config.json says."""
+    directory = resolve(_fetched(source))
+    return directory, _read_settings(directory)
 
 
 def _fetched(source: str | Path) -> str | Path:
@@ -141,11 +163,6 @@ def _version_in_force(directory: Path) -> Path | None:
     return directory / name
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The resolved configuration of the model; pretrained weights are not fetched again."""
-    return _config(_read_settings(directory), directory)
-
-
 def _config(values: dict[str, Any], directory: Path) -> ModelConfig:
     path = directory / "config.json"
     try:
@@ -158,6 +175,12 @@ def _config(values: dict[str, Any], directory: Path) -> ModelConfig:
         if (encoder := getattr(config, modality)) is not None:
             setattr(config, modality, dataclasses.replace(encoder, pretrained=False, weights=None))
     return config
+
+
+def _tokenizer(values: dict[str, Any], directory: Path) -> "Tokenizer":
+    from mmgpt.tokenizer import Plain, Tokenizer
+
+    return Tokenizer.load(directory, from_dict(Plain, values["plain"], "plain") if "plain" in values else None)
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:
@@ -226,8 +249,3 @@ def _load_tensors(model: "nn.Module", path: Path) -> None:
                 tensor.data.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

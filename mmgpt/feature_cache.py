@@ -102,7 +102,7 @@ class FeatureCache:
                 self._make_room(size)
             if size > self._room:
                 raise WriteError(f"{self.directory}: full, and what fills it cannot be removed")
-            with atomic_write(self._path(key), sync=False) as draft, draft.open("wb") as file:
+            with atomic_write(self._path(key), wait=False) as draft, draft.open("wb") as file:
                 file.write(HEADER.pack(checksum, *shape))
                 file.write(raw)
         except WriteError as error:

@@ -10,11 +10,11 @@ from mmgpt.errors import WriteError
 
 
 @contextmanager
-def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, wait: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was written there takes its name when the block ends well.
 
     Missing folders are made. When the block fails, the temporary file is removed and what stood at `path` still stands.
-    Without `sync` it does not wait for the disk, and a power cut may leave an incomplete file: the reader must tell.
+    Unless it is to `wait` for the disk, a power cut may leave an incomplete file: the reader must tell.
 
     Raises:
         WriteError: no space left, no permission, or a folder in the way.
@@ -24,9 +24,8 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if sync:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut after the rename could leave the new name on an empty file
+        if wait:
+            sync(temporary)  # else a power cut after the rename could leave the new name on an empty file
         temporary.replace(path)
     except Exception as error:
         reason = _reason(error, path)
@@ -36,6 +35,12 @@ def atomic_write(path: str | Path, sync: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is not there, or nothing can be
             temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _reason(error: Exception, path: Path) -> str | None:

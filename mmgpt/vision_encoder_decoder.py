@@ -22,7 +22,7 @@ def load(folder: Path) -> tuple[MultimodalGPT, Tokenizer]:
     gpt = GPT.from_pretrained(folder)
     if gpt.config.cross is None:
         raise CheckpointError(f"{folder}/config.json: a decoder without add_cross_attention cannot see")
-    tokenizer = _tokenizer(folder, gpt.config.vocab_size)
+    tokenizer = load_tokenizer(folder)
     try:
         with open_tensors(folder) as tensors:
             projection = {name.removeprefix(PROJECTION): read() for name, read in tensors.items() if PROJECTION in name}
@@ -37,11 +37,13 @@ def load(folder: Path) -> tuple[MultimodalGPT, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """Its tokenizer, which knows with which token prompts begin and answers end."""
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Its tokenizer, which knows with which token prompts begin and answers end. Raises CheckpointError."""
     settings = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
-    said = [read_json(generation) if generation.is_file() else {}, settings, settings["decoder"]]
+    decoder = settings.get("decoder") or {}
+    said = [read_json(generation) if generation.is_file() else {}, settings, decoder]
+    vocab_size = decoder.get("vocab_size", 50_257)  # what transformers takes for it
     start = _first(said, "decoder_start_token_id", "bos_token_id")
     end = _first(said, "eos_token_id")
     for name, token in (("decoder_start_token_id", start), ("eos_token_id", end)):

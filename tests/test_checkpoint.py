@@ -194,7 +194,7 @@ def test_saving_again_keeps_only_the_new_version(saved, model, tokenizer):
     assert len(list(saved.iterdir())) == 2
 
 
-@pytest.mark.parametrize("step", ["safetensors.torch.save_file", "mmgpt.checkpoint._sync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("step", ["safetensors.torch.save_file", "mmgpt.checkpoint.sync", "pathlib.Path.replace"])
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(saved, model, tokenizer, monkeypatch, step):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

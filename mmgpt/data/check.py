@@ -13,7 +13,7 @@ from mmgpt.content import Audio, Image, Part, Video
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.loader import FETCHED, told_as_data_error
 from mmgpt.data.mixture import Mixture, chained
-from mmgpt.data.packing import cost
+from mmgpt.data.packing import too_large
 from mmgpt.data.sample import Sample
 from mmgpt.errors import DataError, MediaError, MmgptError
 from mmgpt.processor import MODALITIES, Processor
@@ -214,8 +214,8 @@ class _Rows(Dataset[_Row]):
         for part in parts:
             if isinstance(part, Broken):
                 (row.too_long if part.too_long else row.broken).append(part.reason)
-            elif self.batch_tokens is not None and (size := cost([part])) > self.batch_tokens:
-                row.too_long.append(f"{part.where}: {size} tokens do not fit batch_tokens {self.batch_tokens}")
+            elif self.batch_tokens is not None and (reason := too_large(part, self.batch_tokens)):
+                row.too_long.append(reason)
             else:
                 row.tokens.append(len(part))
                 row.supervised += sum(part.supervised)

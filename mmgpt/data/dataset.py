@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch.utils.data import Dataset
 
 from mmgpt.batch import Example
+from mmgpt.data.mixture import Mixture
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
 from mmgpt.processor import Processor, TooLongError
@@ -34,7 +35,11 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> list[Example | Broken]:
-        return self.encode(self.samples[index])
+        return self.encode(self.sample(index))
+
+    def sample(self, index: int) -> Sample:
+        """Sample number `index`; the draws of a mixture go on beyond its length."""
+        return self.samples.sample(index) if isinstance(self.samples, Mixture) else self.samples[index]
 
     def encode(self, sample: Sample) -> list[Example | Broken]:
         """The examples of any sample."""

@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Batch, Example, check_supervised, collate
 from mmgpt.data.dataset import Broken, ExampleDataset
-from mmgpt.data.mixture import Mixture
 from mmgpt.data.order import Order
-from mmgpt.data.packing import WINDOW, cost, pack
+from mmgpt.data.packing import WINDOW, cost, pack, too_large
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import rank, summed, world_size
 from mmgpt.errors import ConfigError, DataError, MmgptError
@@ -99,7 +98,7 @@ class Loader(Iterable[Step]):
     ):
         if (batch_size is None) == (batch_tokens is None):
             raise ConfigError("batch_size, batch_tokens: give one of them, samples or tokens to a batch")
-        self.order = Order(len(samples), shuffle, seed, drawn=isinstance(samples, Mixture))
+        self.order = Order(samples, shuffle, seed)
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.accumulate = accumulate
@@ -177,10 +176,8 @@ class Loader(Iterable[Step]):
             return [Waiting(place, 0, examples, 0)] if examples else []
         pieces: list[list[Example]] = []
         for example in examples:
-            if cost([example]) > self.batch_tokens:
-                lost.append(
-                    Broken(f"{example.where}: {cost([example])} tokens do not fit batch_tokens {self.batch_tokens}")
-                )
+            if reason := too_large(example, self.batch_tokens):
+                lost.append(Broken(reason))
             elif pieces and cost([*pieces[-1], example]) <= self.batch_tokens:
                 pieces[-1].append(example)
             else:
@@ -236,8 +233,7 @@ class Encoded(Dataset[list[Example | Broken] | MmgptError]):
         if self.examples.processor.augment is not None:
             random.seed(f"{self.seed} {epoch} {index}")
         try:
-            samples = self.examples.samples
-            return self.examples.encode(samples.sample(index) if isinstance(samples, Mixture) else samples[index])
+            return self.examples[index]
         except MmgptError as error:
             return error
 

@@ -1,23 +1,27 @@
 """The order samples are taken in: a pure function of seed, epoch and place, so a place is all there is to resume."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from mmgpt.data.mixture import Mixture
+from mmgpt.data.sample import Sample
 
 
 class Order:
-    """A permutation for each epoch.
+    """A permutation for each epoch; the draws of a mixture go on from one epoch to the next in orders of their own.
 
     Args:
-        length: Number of samples.
+        samples: What is to be ordered.
         shuffle: False takes them as they lie.
         seed: Of the permutations.
-        drawn: They are drawn from a mixture, whose draws go on from one epoch to the next in orders of their own.
     """
 
-    def __init__(self, length: int, shuffle: bool, seed: int, drawn: bool = False):
-        self.length = length
+    def __init__(self, samples: Sequence[Sample], shuffle: bool, seed: int):
+        self.length = len(samples)
         self.shuffle = shuffle
         self.seed = seed
-        self.drawn = drawn
+        self.drawn = isinstance(samples, Mixture)
         self._epoch: tuple[int, np.ndarray] | None = None  # the one in use
 
     def __len__(self) -> int:

@@ -16,6 +16,13 @@ def cost(examples: Sequence[Example]) -> int:
     return sum(map(len, examples)) + sum(media.values())
 
 
+def too_large(example: Example, budget: int) -> str | None:
+    """Why a document cannot be in any batch of so many tokens; None if it can."""
+    if (size := cost([example])) <= budget:
+        return None
+    return f"{example.where}: {size} tokens do not fit batch_tokens {budget}"
+
+
 def pack(costs: Sequence[int], budget: int) -> list[int]:
     """The numbers of the waiting documents that make the next batch, in the order they wait in.
 

@@ -83,7 +83,8 @@ class KeepState(L.Callback):
         loader: Loader,
         resume: bool,
     ):
-        if not resume and states(out):
+        before = states(out)
+        if before and not resume:
             raise TrainingError(
                 f"{out}: holds the state of a run that is not finished; go on with --resume true, or remove its state/"
             )
@@ -93,7 +94,7 @@ class KeepState(L.Callback):
         self.config = config
         self.checkpoints = checkpoints
         self.loader = loader
-        self.state = states(out)[-1] if resume and states(out) else None
+        self.state = before[-1] if before else None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and self.state is not None:
@@ -102,10 +103,10 @@ class KeepState(L.Callback):
 
     def _resume(self, state: Path, trainer: L.Trainer, module: MultimodalModule) -> None:
         values = read_values(state)
-        before = values["config"]
-        if changed := next((name for name, value in self.config.items() if before.get(name) != value), None):
+        started = values["config"]
+        if changed := next((name for name, value in self.config.items() if started.get(name) != value), None):
             raise TrainingError(
-                f"{state}: is of a run with another {changed}: {shown(before.get(changed))}, not "
+                f"{state}: is of a run with another {changed}: {shown(started.get(changed))}, not "
                 f"{shown(self.config[changed])}; resume with the same, or begin anew in another directory"
             )
         if len(values["processes"]) != trainer.world_size:

@@ -1,7 +1,5 @@
 """What each kind of document costs, and what a run does with its time."""
 
-import resource
-import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,9 +15,11 @@ from mmgpt.batch import Batch
 from mmgpt.data.loader import Step
 from mmgpt.distributed import gathered, summed
 from mmgpt.model import Loss
+from mmgpt.training.memory import peak_memory
 
 LOGGED = 10  # steps from one entry of the log to the next
 TOLD = 30.0  # seconds from one line to the next where there is no terminal
+REDRAWN = 0.1  # seconds from one state of the bar to the next where there is one
 
 
 @dataclass
@@ -108,8 +108,8 @@ class Watch(L.Callback):
         for one in filter(None, batch.batches):
             self._batches += 1
             self._tokens += len(one.ids)
-            self._learned += int(one.supervised.sum())
-            self._cost += len(one.ids) + sum(item.grid.count for group in one.media.values() for item in group.inputs)
+            self._cost += one.cost
+        self._learned += batch.count
         if trainer.global_step % LOGGED == 0:
             pl_module.log_dict(self._measured())
             self._reset()
@@ -137,37 +137,45 @@ class Watch(L.Callback):
             self._bar = None
 
     def _measured(self) -> dict[str, float]:
-        tokens, learned, cost, batches = summed(self._tokens, self._learned, self._cost, self._batches)
+        tokens, cost, batches = summed(self._tokens, self._cost, self._batches)
         spent = max(1e-9, self._waited + self._worked)
         found = {
             "tokens_per_second": tokens / spent,
-            "supervised": learned / max(1.0, tokens),
+            "supervised": self._learned / max(1.0, tokens),
             "wait": self._waited / spent,
         }
         if self.batch_tokens is not None:
             found["fill"] = cost / max(1.0, batches * self.batch_tokens)
-        return {**found, "memory_gb": most_memory() / 1e9}
+        return {**found, "memory_gb": peak_memory() / 1e9}
 
     def _show(self, trainer: L.Trainer, step: Step) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-        done = max(step.epochs / epochs if epochs > 0 else 0.0, trainer.global_step / steps if steps > 0 else 0.0)
+        if self._bar is None or self._task is None:
+            return
+        lines, now, done = self._bar.disable, time.monotonic(), progress(trainer, step, trainer.global_step)
+        if now - self._told < (TOLD if lines else REDRAWN) and (lines or done < 1):
+            return
+        self._told = now
+        metrics = trainer.callback_metrics
         shown = [("loss", "loss", ".3f"), ("val_loss", "validation", ".3f"), ("val_score", "score", ".3f")]
         told = [f"step {trainer.global_step}"]
-        told += [f"{name} {metrics[key]:{form}}" for key, name, form in shown if key in metrics]
+        told += [f"{name} {float(metrics[key]):{form}}" for key, name, form in shown if key in metrics]
         if "tokens_per_second" in metrics:
-            told += [f"{metrics['tokens_per_second']:,.0f} tokens/s", f"wait {metrics['wait']:.0%}"]
-            told += [f"{metrics['memory_gb']:.1f} GB"]
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, told=", ".join(told))
-        if not sys.stdout.isatty() and time.monotonic() - self._told > TOLD:
-            self._told = time.monotonic()
+            told += [f"{float(metrics['tokens_per_second']):,.0f} tokens/s", f"wait {float(metrics['wait']):.0%}"]
+            told += [f"{float(metrics['memory_gb']):.1f} GB"]
+        self._bar.update(self._task, completed=done, told=", ".join(told))
+        if lines:
             print(f"{done:.0%}: {', '.join(told)}", flush=True)
 
 
-def most_memory() -> int:
-    """Bytes that this process has held at most: on its GPU where it has one, else in RAM."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def progress(trainer: L.Trainer, step: Step, number: int) -> float:
+    """Share of the whole run that is done after a step.
+
+    Args:
+        trainer: Has so many epochs, or steps, to make.
+        step: The one.
+        number: Its number, from 1.
+    """
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    by_epochs = step.epochs / epochs if epochs > 0 else 0.0
+    by_steps = number / steps if steps > 0 else 0.0
+    return min(1.0, max(by_epochs, by_steps))

@@ -19,9 +19,9 @@ from mmgpt.data.loader import Step
 from mmgpt.distributed import summed
 from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics import cider, exact_match
-from mmgpt.model import MultimodalGPT
+from mmgpt.model import Loss, MultimodalGPT
 from mmgpt.training.lora import add_lora
-from mmgpt.training.meter import LOGGED, Meter
+from mmgpt.training.meter import LOGGED, Meter, progress
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import is_sharded, plain, shard, zero_of
 from mmgpt.training.parts import parameter_groups, train_only
@@ -101,13 +101,10 @@ class MultimodalModule(L.LightningModule):
         for batch in step.batches:
             if batch is None and processes == 1:
                 continue
-            if batch is None and is_sharded(self.model):
-                loss = 0 * self.model.loss(BLANK.to(self.device)).sum
-            else:
-                own = self.model.loss(batch, self.loss_per)
-                loss = own.share(whole, len(step.batches))
-                if batch is not None and number % LOGGED == 0:
-                    self.meter.learned(batch, own)
+            own = self._loss(batch, self.loss_per)
+            loss = own.share(whole, len(step.batches))
+            if batch is not None and number % LOGGED == 0:
+                self.meter.learned(batch, own)
             total += loss.detach()
             self.manual_backward(loss * processes)  # gradients are averaged over processes
         if number % LOGGED == 0:
@@ -119,7 +116,7 @@ class MultimodalModule(L.LightningModule):
                 f"step {number}: the gradient is not finite (loss {float(total):g}); nothing was changed by it. Its "
                 f"samples: {shown(', '.join(step.names))}. Lower the learning rate, or look at them"
             )
-        factor = learning_rate(number, self._progress(step), self.optimizer)
+        factor = learning_rate(number, progress(self.trainer, step, number), self.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
         optimizer.step()
@@ -130,12 +127,12 @@ class MultimodalModule(L.LightningModule):
             losses = {f"loss/{name}": loss for name, loss in self.meter.means().items() if name}
             self.log_dict({**losses, "gradient": norm, "learning_rate": factor * self.optimizer.learning_rate})
 
-    def _progress(self, step: Step) -> float:
-        """Share of the whole run that is done after a step."""
-        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
-        by_epochs = step.epochs / epochs if epochs > 0 else 0.0
-        by_steps = (self.trainer.global_step + 1) / steps if steps > 0 else 0.0
-        return min(1.0, max(by_epochs, by_steps))
+    def _loss(self, batch: Batch | None, per: LossPer = "token") -> Loss:
+        """A batch's loss; of none, zero, made together with the other processes."""
+        if batch is not None or not is_sharded(self.model):
+            return self.model.loss(batch, per)
+        loss = self.model.loss(BLANK.to(self.device))
+        return Loss(0 * loss.sum, 0, loss.each[:0])
 
     def on_validation_epoch_start(self) -> None:
         self.validated, self.mistaken = Meter(), Meter()
@@ -144,17 +141,15 @@ class MultimodalModule(L.LightningModule):
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
         for batch in step.batches if step.count else ():
-            # What a medium is worth: by how much the loss grows with another in its place.
-            spoilt = None if batch is None or self.model.pair is not None else exchanged(batch)
-            for meter, one in ((self.validated, batch), (self.mistaken, spoilt)):
-                if one is None and is_sharded(self.model):  # all processes must run the model alike
-                    self.model.loss(BLANK.to(self.device))
-                elif one is not None or (meter is self.validated and self.model.pair is not None):
-                    loss = self.model.loss(one)
-                    if one is not None:
-                        meter.learned(one, loss)
-                    if meter is self.validated:
-                        self.paired += torch.tensor([float(loss.pair), 1 / self.trainer.world_size])
+            loss = self._loss(batch)
+            self.paired += torch.tensor([float(loss.pair), 1 / self.trainer.world_size])
+            if batch is not None:
+                self.validated.learned(batch, loss)
+            if self.model.pair is None:  # what a medium is worth: by how much the loss grows with another in its place
+                spoilt = batch and exchanged(batch)
+                loss = self._loss(spoilt)
+                if spoilt is not None:
+                    self.mistaken.learned(spoilt, loss)
 
     def on_validation_epoch_end(self) -> None:
         losses, spoilt = self.validated.means(), self.mistaken.means()

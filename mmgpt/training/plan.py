@@ -12,6 +12,7 @@ from typing import Any
 from mmgpt import errors
 from mmgpt.config import TrainConfig
 from mmgpt.errors import ConfigError, TrainingError
+from mmgpt.training.memory import available_memory
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,3 @@ def plan(config: TrainConfig) -> Plan:
         seconds=None if no_room else found["seconds"],
         no_room=no_room,
     )
-
-
-def available_memory() -> int:
-    """Bytes that a new process can have: what is free on the machine, or in its container if that is less."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        import os
-
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.exists() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, int(most) - int(used.read_text()))
-    return free

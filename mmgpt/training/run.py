@@ -194,8 +194,8 @@ def _decisive(config: TrainConfig) -> dict[str, Any]:
 
 def _check(config: TrainConfig) -> None:
     counts = {
-        "batch_size": 1 if config.batch_size is None else config.batch_size,
-        "batch_tokens": 1 if config.batch_tokens is None else config.batch_tokens,
+        "batch_size": config.batch_size,
+        "batch_tokens": config.batch_tokens,
         "accumulate": config.accumulate,
         "save_every": config.save_every,
         "keep": config.keep,
@@ -204,7 +204,7 @@ def _check(config: TrainConfig) -> None:
         "data.val_samples": config.data.val_samples,
     }
     for name, count in counts.items():
-        if count < 1:
+        if count is not None and count < 1:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
 
 
@@ -226,7 +226,7 @@ def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence
 
 def model_config(config: TrainConfig) -> ModelConfig:
     """Of the model to train: the configuration's own, or that of `init`."""
-    return config.model if config.init is None else checkpoint.read_config(checkpoint.resolve(config.init))
+    return config.model if config.init is None else checkpoint.read_config(config.init)
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
@@ -251,7 +251,7 @@ def make_tokenizer(config: TrainConfig, samples: Sequence[Sample]) -> Tokenizer:
         for field, new in (("model", config.model != ModelConfig()), ("data.tokenizer", data.tokenizer is not None)):
             if new:
                 raise ConfigError(f"{field}: init ({config.init}) has its own; leave out one of the two")
-        return checkpoint.load(config.init)[1]
+        return checkpoint.load_tokenizer(config.init)
     if data.tokenizer:
         return Tokenizer.load(data.tokenizer)
     if weights:

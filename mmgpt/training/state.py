@@ -12,8 +12,8 @@ name and renamed, so one that is there is whole.
 
 import csv
 import json
-import os
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmgpt.distributed import meet, rank
 from mmgpt.errors import TrainingError, WriteError
+from mmgpt.files import sync
 from mmgpt.training.parallel import is_sharded, own_part, part_of
 
 
@@ -55,15 +56,14 @@ def save_state(
             save_file(
                 {n: own_part(t) for n, t in _flat(model, optimizer).items()}, draft / f"optimizer.{rank()}.safetensors"
             )
-            for path in draft.glob(f"*.{rank()}.safetensors"):
-                _sync(path)
-        meet()
         if rank() == 0:
             (draft / "state.json").write_text(json.dumps(values))
             if (out / "metrics.csv").is_file():
                 shutil.copy(out / "metrics.csv", draft)
-            for path in draft.iterdir():
-                _sync(path)
+        for path in draft.iterdir() if rank() == 0 else draft.glob(f"*.{rank()}.safetensors"):
+            sync(path)
+        meet()
+        if rank() == 0:
             draft.rename(target)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)
@@ -94,14 +94,14 @@ def load_weights(state: Path, model: nn.Module) -> None:
 
 def load_optimizer(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's tensors of a state into a new optimizer of the same parameters."""
-    saved = load_file(state / f"optimizer.{rank() if is_sharded(model) else 0}.safetensors")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            prefix = f"{names[id(parameter)]}/"
-            entries = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
-            if entries:
-                optimizer.state[parameter] = {name: part_of(parameter, tensor) for name, tensor in entries.items()}
+    saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in load_file(state / f"optimizer.{rank() if is_sharded(model) else 0}.safetensors").items():
+        parameter, _, key = name.rpartition("/")
+        saved[parameter][key] = tensor
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in stepped and name in saved:
+            optimizer.state[parameter] = {key: part_of(parameter, tensor) for key, tensor in saved[name].items()}
 
 
 def restore_log(state: Path, logger: CSVLogger) -> None:
@@ -111,11 +111,6 @@ def restore_log(state: Path, logger: CSVLogger) -> None:
             rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
         logger.experiment.metrics = rows
         logger.save()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ RESULT as it goes, since it may be ended for want of memory at any moment.
 
 import json
 import math
-import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,15 +22,15 @@ from mmgpt.batch import Example
 from mmgpt.config import TrainConfig, from_dict
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.loader import Step
-from mmgpt.data.mixture import Mixture
 from mmgpt.data.order import Order
-from mmgpt.data.packing import cost
+from mmgpt.data.packing import cost, too_large
 from mmgpt.data.sample import Sample
 from mmgpt.encoders import build_encoders
 from mmgpt.errors import DataError, MmgptError
 from mmgpt.evaluation.runner import GROUP
 from mmgpt.files import atomic_write
 from mmgpt.processor import Processor
+from mmgpt.training.memory import peak_memory, workers_memory
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import processes
 from mmgpt.training.report import finish
@@ -64,7 +62,7 @@ class Findings:
 
     def add(self, **values: Any) -> None:
         self.values.update(values)
-        with atomic_write(self.path, sync=False) as draft:
+        with atomic_write(self.path, wait=False) as draft:
             draft.write_text(json.dumps(self.values))
 
 
@@ -103,14 +101,8 @@ class Watch(L.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self.ends.append(time.monotonic())
-        self.costs.append(
-            sum(
-                len(one.ids) + sum(item.grid.count for media in one.media.values() for item in media.inputs)
-                for one in batch.batches
-                if one is not None
-            )
-        )
-        self.findings.add(memory=peak(), workers=private_memory())
+        self.costs.append(sum(one.cost for one in batch.batches if one is not None))
+        self.findings.add(memory=peak_memory(), workers=workers_memory())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validation[0] = time.monotonic()
@@ -170,7 +162,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs
     more = len(data.val) / len(held_out)
     findings.add(
-        memory=peak(),
+        memory=peak_memory(),
         seconds={
             "training": watch.seconds_per_token * mean * samples * config.epochs / ranks,
             "validation": validations * ((last - begun) * more / ranks + validated - last),
@@ -183,15 +175,14 @@ def measure(config: TrainConfig, data: Data) -> tuple[list[Sized], float]:
     """The first usable samples of a run, in its order, and the share of those looked at that they are."""
     resolved, _ = build_encoders(model_config(config))
     examples = ExampleDataset(data.train, Processor(resolved, data.tokenizer))
-    order = Order(len(data.train), data.shuffle, config.seed, drawn=isinstance(data.train, Mixture))
+    order = Order(data.train, data.shuffle, config.seed)
     found = []
     looked_at = min(LOOKED_AT, len(data.train))
     for place in range(looked_at):
-        index = order.index(0, place)
-        sample = data.train.sample(index) if isinstance(data.train, Mixture) else data.train[index]
+        sample = examples.sample(order.index(0, place))
         documents = [part for part in examples.encode(sample) if isinstance(part, Example)]
         if config.batch_tokens is not None:
-            documents = [one for one in documents if cost([one]) <= config.batch_tokens]
+            documents = [one for one in documents if not too_large(one, config.batch_tokens)]
         if documents:
             costs = {"all": cost(documents)}
             for item in {id(item): item for one in documents for _, item in one.media}.values():
@@ -233,28 +224,6 @@ def _until(sized: Sequence[Sized], budget: int) -> Iterator[Sample]:
         yield one.sample
         budget -= one.costs["all"]
         place += 1
-
-
-def peak() -> int:
-    """Most memory that this process has had, in bytes: on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike ru_maxrss, this does not begin with the memory of the process that started us
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def private_memory() -> int:
-    """Bytes that data workers have for themselves."""
-    total = 0
-    for worker in multiprocessing.active_children():
-        maps = Path(f"/proc/{worker.pid}/smaps_rollup")
-        if maps.exists():
-            lines = [line.split() for line in maps.read_text().splitlines()]
-            total += 1024 * sum(int(line[1]) for line in lines if line[0].startswith("Private_"))
-    return total
 
 
 def main() -> None:

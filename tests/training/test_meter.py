@@ -10,7 +10,8 @@ from mmgpt.batch import Batch, collate
 from mmgpt.content import Message
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.sample import Sample
-from mmgpt.training.meter import Meter, most_memory
+from mmgpt.training.memory import peak_memory
+from mmgpt.training.meter import Meter
 from mmgpt.training.module import exchanged
 from mmgpt.training.run import train
 
@@ -87,7 +88,7 @@ def test_a_run_logs_what_it_does_with_its_time(logged):
     assert all(0 < value < 1 for name in ("supervised", "wait") for value in log[name])
     assert all(0.5 < value <= 1 for value in log["fill"])
     assert log["memory_gb"] == sorted(log["memory_gb"])
-    assert log["memory_gb"][-1] <= most_memory() / 1e9 + 1e-6  # logged in single precision
+    assert log["memory_gb"][-1] <= peak_memory() / 1e9 + 1e-6  # logged in single precision
 
 
 def test_a_run_logs_losses_by_kind_and_gradients_by_module(logged):
