@@ -24,7 +24,7 @@ PLACES = {
     "loss": (MultimodalGPT, "loss"),  # in a step, between accumulated batches too, and in validation
     "state": (mmgpt.training.state, "save_file"),  # while a state is written: two calls each
     "drop": (mmgpt.training.state.shutil, "rmtree"),  # while an old one is removed
-    "checkpoint": (mmgpt.checkpoint, "_sync"),  # while a checkpoint is written
+    "checkpoint": (mmgpt.checkpoint, "sync"),  # while a checkpoint is written
 }
 
 

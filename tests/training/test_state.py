@@ -103,6 +103,7 @@ def left_by(out: Path) -> dict:
 def test_killed_at_any_moment_and_resumed_is_never_killed(ended, way):
     killed = ended[way, "SIGKILL"]
     assert killed.codes[-1] == 0
+    assert set(killed.codes) == {-9, 0}  # nothing else ended it
     assert killed.codes.count(-9) >= 4
     assert left_by(killed.out) == left_by(ended[way, "never"].out)
 
