@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from mmgpt.config import (
     AdapterConfig,
@@ -14,6 +15,8 @@ from mmgpt.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from mmgpt.model import MultimodalGPT
+from mmgpt.training.run import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 
@@ -58,3 +61,19 @@ def wall_config(folder: Path, out: Path, **changes) -> TrainConfig:
         ),
     }
     return TrainConfig(**{**settings, **changes})
+
+
+def train_until(config: TrainConfig, losses: int) -> None:
+    """A run that dies after so many losses, those of validation among them."""
+    loss, calls = MultimodalGPT.loss, []
+
+    def dying(self, *arguments):
+        calls.append(1)
+        if len(calls) > losses:
+            raise ZeroDivisionError
+        return loss(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MultimodalGPT, "loss", dying)
+        with pytest.raises(ZeroDivisionError):
+            train(config)

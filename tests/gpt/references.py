@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from mmgpt.gpt import GPT, Documents
 
@@ -25,6 +25,12 @@ def reference(config: PretrainedConfig | None = None) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return model
+
+
+def llama(**settings) -> LlamaConfig:
+    """A small Llama, of as many tokens as the GPT-2 above."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 30}
+    return LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=50, **settings)
 
 
 def random_ids(vocab_size: int, length: int) -> Tensor:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from drawn import CONTEXT, VOCABULARY, WIDTH, configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,31 +11,10 @@ from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
 from mmgpt.gpt import GPT, Cache, Documents, Media
 
-VOCABULARY = 61
-CONTEXT = 48
-WIDTH = 32
 FEATURES = 9  # of all media of a batch together
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
-CONFIGS = st.builds(
-    GPTConfig,
-    vocab_size=st.just(VOCABULARY),
-    width=st.just(WIDTH),
-    layers=st.just(2),
-    heads=st.just(4),
-    context=st.just(CONTEXT),
-    kv_heads=st.sampled_from([1, 2, None]),
-    head_width=st.sampled_from([None, 6]),
-    position=st.sampled_from(["rotary", "learned", "sinusoidal"]),
-    norm=st.sampled_from(["layer", "rms"]),
-    activation=st.sampled_from(["swiglu", "gelu"]),
-    qkv_bias=st.booleans(),
-    out_bias=st.booleans(),
-    mlp_bias=st.booleans(),
-    window=st.sampled_from([None, 3]),
-    cross=st.sampled_from(["inside", "gated"]),
-    cross_layers=st.sampled_from([None, (0,), (1,)]),
-)
+CONFIGS = configs(cross=st.sampled_from(["inside", "gated"]), cross_layers=st.sampled_from([None, (0,), (1,)]))
 # What a document sees: (feature, since) each, a feature possibly twice.
 SEEN = st.lists(st.tuples(st.integers(0, FEATURES - 1), st.integers(0, 20)), max_size=5)
 DOCUMENTS = st.lists(st.tuples(st.integers(1, 20), SEEN), min_size=1, max_size=5)

@@ -5,25 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import CLOSE, random_ids, reference
+from references import CLOSE, llama, random_ids, reference
 from transformers import LlamaConfig
 
 from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
 from mmgpt.gpt import GPT
 
-UNTIED = LlamaConfig(
-    hidden_size=24,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_hidden_layers=2,
-    intermediate_size=30,
-    vocab_size=50,
-    tie_word_embeddings=False,
-)
 
-
-@pytest.mark.parametrize("config", [None, UNTIED], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("config", [None, llama(tie_word_embeddings=False)], ids=["gpt2", "llama"])
 def test_it_says_what_the_pretrained_one_says_whatever_is_added(config: LlamaConfig | None, tmp_path: Path):
     theirs = reference(config)
     theirs.save_pretrained(tmp_path)
@@ -46,7 +36,7 @@ def test_it_says_what_the_pretrained_one_says_whatever_is_added(config: LlamaCon
 
 
 def test_new_tokens_start_near_the_mean_and_differ(tmp_path: Path):
-    theirs = reference(UNTIED)
+    theirs = reference(llama(tie_word_embeddings=False))
     theirs.save_pretrained(tmp_path)
     ours = GPT.build(GPTConfig(60, weights=str(tmp_path)))
     assert ours.lm_head is not None
@@ -67,7 +57,7 @@ def test_without_a_size_the_vocabulary_and_the_dropout_are_told(tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "value"), [("width", 48), ("layers", 3), ("norm", "layer"), ("context", 64)])
 def test_a_setting_that_is_not_that_of_the_weights_is_an_error(name, value, tmp_path: Path):
-    reference(UNTIED).save_pretrained(tmp_path)
+    reference(llama(tie_word_embeddings=False)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=rf"gpt\.{name}: {value!r}, but {tmp_path} has .*; leave it out"):
         GPT.build(GPTConfig(weights=str(tmp_path), **{name: value}))
     GPT.build(GPTConfig(weights=str(tmp_path), width=24, layers=2))  # which it has

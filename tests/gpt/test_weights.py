@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import CLOSE, reference
+from references import CLOSE, llama, reference
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig
@@ -55,17 +55,7 @@ def test_a_loaded_model_is_whole_and_can_be_trained(saved: Path):
         assert parameter.requires_grad, name
 
 
-LLAMA = LlamaConfig(
-    hidden_size=24,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_hidden_layers=2,
-    intermediate_size=30,
-    vocab_size=50,
-)
-
-
-@pytest.mark.parametrize("config", [None, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("config", [None, llama()], ids=["gpt2", "llama"])
 def test_sharded_half_precision_and_headless_checkpoints_load_too(config: LlamaConfig | None, tmp_path: Path):
     theirs = reference(config)
     ids = torch.arange(20)[None]
@@ -93,7 +83,7 @@ def test_sharded_half_precision_and_headless_checkpoints_load_too(config: LlamaC
 
 
 def test_a_head_that_config_json_calls_tied_is_believed_where_it_differs(tmp_path: Path):
-    theirs = reference(LLAMA)
+    theirs = reference(llama())
     theirs.save_pretrained(tmp_path)
     edit(tmp_path, tie_word_embeddings=True)
     ids = torch.arange(20)[None]
@@ -109,7 +99,7 @@ def test_a_head_that_config_json_calls_tied_is_believed_where_it_differs(tmp_pat
 
 
 def test_parts_of_one_tensor_that_only_fit_together_are_refused(tmp_path: Path):
-    reference(LLAMA).save_pretrained(tmp_path)
+    reference(llama()).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     query, key = (f"model.layers.1.self_attn.{part}_proj.weight" for part in "qk")

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from walls import wall_config, write_walls
+from walls import train_until, wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
 from mmgpt.config import TrainConfig
 from mmgpt.errors import DataError, TrainingError, WriteError
-from mmgpt.model import MultimodalGPT
 from mmgpt.training.run import train
 from mmgpt.training.state import read_values, save_state, states
 
@@ -121,19 +120,7 @@ def a_state(tmp_path: Path, **changes) -> TrainConfig:
     """A run that stopped in its fifth step."""
     config = config_of("by samples", write_walls(tmp_path / "walls", train=17, dev=4), tmp_path / "run")
     config = dataclasses.replace(config, **changes)
-
-    loss, calls = MultimodalGPT.loss, []
-
-    def stopping(self, *arguments):
-        calls.append(1)
-        if len(calls) > 4:
-            raise ZeroDivisionError
-        return loss(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MultimodalGPT, "loss", stopping)
-        with pytest.raises(ZeroDivisionError):
-            train(config)
+    train_until(config, losses=4)
     assert [path.name for path in states(tmp_path / "run")] == ["000000003"]
     return config
 
