@@ -422,8 +422,9 @@ class DataConfig:
             (LibriSpeech, or a manifest in JSON lines), folders (named by the classes of what is in them), chat (JSONL
             of conversations), llava (conversations as LLaVA and ShareGPT write them), texts (plain text, or tables of
             prompts and answers), parquet (as on the Hugging Face Hub), webdataset (tar shards), hf (save_to_disk of
-            the library datasets) or mix (several of these).
-        path: The folder or file; not needed for world and mix.
+            the library datasets), mix (several of these) or hf_stream (whatever that library streams, of unknown
+            length: set steps).
+        path: The folder or file, or of hf_stream a Hub id; not needed for world and mix.
         split: Which part to train on, where the data set names its splits.
         val_split: Which part to validate on; where none is named, every tenth sample by sorted name.
         mix: The data sets of a mixture by names of your own (mix only).
@@ -436,7 +437,7 @@ class DataConfig:
         workers: Processes that decode media.
     """
 
-    format: FileFormat | Literal["world", "mix"] = "world"
+    format: FileFormat | Literal["world", "mix", "hf_stream"] = "world"
     path: str | None = None
     split: str = "train"
     val_split: str = "dev"
@@ -513,6 +514,7 @@ class TrainConfig:
         accumulate: Batches to a step of the optimizer.
         loss_per: What counts alike in the loss: each supervised token, or each document, however long its answer.
         epochs: Times through the data.
+        steps: Instead of epochs: steps of the optimizer, through the data as often as it takes.
         seed: Of weights, order and made data.
         precision: auto is bf16-mixed where the machine computes in it, else 32-true.
         checkpoint_activations: Hold only the inputs of blocks for the backward pass and compute the rest again there:
@@ -545,6 +547,7 @@ class TrainConfig:
     accumulate: int = 1
     loss_per: LossPer = "token"
     epochs: int = 1
+    steps: int | None = None
     seed: int = 0
     precision: Precision = "auto"
     checkpoint_activations: bool = False

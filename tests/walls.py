@@ -1,9 +1,12 @@
 """A folder of walls to learn the colours of, and a configuration that learns them in seconds."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmgpt.config import (
@@ -42,6 +45,18 @@ def write_walls(folder: Path, train: int = 9, dev: int = 3, broken: tuple[str, .
         rows.append(f"broken-{split}.png,broken wall,{split}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+def write_stream(folder: Path) -> None:
+    """The same walls as a data set for `datasets` to stream, in `folder`/stream."""
+    with (folder / "captions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split in ("train", "dev"):
+        own = [row for row in rows if row["split"] == split]
+        media = [{"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]} for row in own]
+        table = pa.table({"image": media, "caption": [row["caption"] for row in own]})
+        (folder / "stream").mkdir(exist_ok=True)
+        pq.write_table(table, folder / "stream" / f"{split.replace('dev', 'validation')}.parquet")
 
 
 def wall_config(folder: Path, out: Path, **changes) -> TrainConfig:

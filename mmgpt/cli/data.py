@@ -1,6 +1,7 @@
 """mmgpt data check: whether every row is readable, and what is in the data, before a run is paid for."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmgpt.cli import options
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> None:
     from mmgpt.training.run import model_config, read
 
     data = read(config)
+    if not isinstance(data.train, Sequence):
+        raise ConfigError("data.format: a stream is not read to its end; check the data set on disk (format hf)")
     resolved, _ = build_encoders(model_config(config))
     told = Console(stderr=True)
     found = check(

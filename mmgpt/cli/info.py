@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
         sound = " and its sound" if config.video.sound and config.audio is not None else ""
         table.add_row("video", f"{config.video.frames} frames of {rows} × {columns} tokens{sound}")
     for name in ("data", "samples", "epochs", "steps", "minutes", "val_loss"):
-        if name in training:
+        if training.get(name) is not None:
             table.add_row(name.replace("_", " "), str(training[name]))
     for score in training.get("scores", []):
         control = "" if score["control"] is None else f", with shuffled media {100 * score['control']:.1f}"

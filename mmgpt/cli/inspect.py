@@ -11,7 +11,13 @@ def main(arguments: list[str]) -> None:
         "What the model gets of samples of the training split: their tokens, those that are learned in colour, and a "
         "page with the media as the encoders see them.",
     )
-    parser.add_argument("-n", type=int, default=4, metavar="N", help="samples, spread over the split (default: 4)")
+    parser.add_argument(
+        "-n",
+        type=int,
+        default=4,
+        metavar="N",
+        help="samples, spread over the split; of a stream the first (default: 4)",
+    )
     parser.add_argument("--out", default="inspect.html", metavar="FILE", help="the page (default: %(default)s)")
     args, config = parse_with(parser, arguments)
     if args.n < 1:
@@ -19,6 +25,7 @@ def main(arguments: list[str]) -> None:
 
     from rich.console import Console
 
+    from mmgpt.data.stream import head
     from mmgpt.encoders import build_encoders
     from mmgpt.evaluation.inspection import answer_start, as_text, inspected, write_inspection
     from mmgpt.processor import Processor
@@ -27,7 +34,7 @@ def main(arguments: list[str]) -> None:
     data = read(config)
     resolved, encoders = build_encoders(model_config(config))
     processor = Processor(resolved, data.tokenizer, augment_picture if config.augment else None)
-    found = inspected(data.train, args.n, processor, config.seed)
+    found = inspected(head(data.train, args.n), args.n, processor, config.seed)
     console = Console(highlight=False)
     for number, one in enumerate(found, 1):
         console.print(f"\n{number}. {one.sample.task}, {one.sample.where}", style="dim", markup=False, soft_wrap=True)

@@ -50,7 +50,8 @@ def _print(found: "Plan", console: "Console") -> None:
     console.print(table)
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("samples", f"{found.samples:,} to train on, {found.validation_samples:,} to validate on")
+    count = "a stream" if found.samples is None else f"{found.samples:,}"
+    table.add_row("samples", f"{count} to train on, {found.validation_samples:,} to validate on")
     table.add_row("steps", f"about {found.steps:,}")
     kind = "GPU memory" if found.device == "cuda" else "memory"
     least = "" if found.fits else "at least "

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Batch, Example, check_supervised, collate
 from mmgpt.data.dataset import Broken, ExampleDataset
-from mmgpt.data.order import Order
+from mmgpt.data.order import Key, Order, StreamOrder
 from mmgpt.data.packing import WINDOW, cost, pack, too_large
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import rank, summed, world_size
@@ -67,15 +68,18 @@ class Waiting:
 class Loader(Iterable[Step]):
     """Each iteration is an epoch of steps, the next one each time; after `load_state` it is the rest of one.
 
+    A stream is read in this process, and its media are decoded by the workers.
+
     With several processes each has samples of its own, and all make the same number of steps.
 
     Args:
-        samples: What to learn from.
+        samples: What to learn from; a stream, of unknown length, if they are no sequence.
         processor: Makes examples of them.
         batch_size: Samples to a batch of each process.
         batch_tokens: Instead of batch_size: most tokens to a batch, counting those of its encoders, packed full.
         accumulate: Batches to a step of the optimizer.
-        shuffle: Take the samples in another order in each epoch; those of a mixture are drawn in its own.
+        shuffle: Take the samples in another order in each epoch; those of a mixture are drawn in its own, and those of
+            a stream change places with near ones alone.
         seed: Of the orders, and of random transforms.
         workers: Processes that decode and tokenize; 0 does it in this one.
 
@@ -86,7 +90,7 @@ class Loader(Iterable[Step]):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Iterable[Sample],
         processor: Processor,
         *,
         batch_size: int | None = None,
@@ -98,14 +102,15 @@ class Loader(Iterable[Step]):
     ):
         if (batch_size is None) == (batch_tokens is None):
             raise ConfigError("batch_size, batch_tokens: give one of them, samples or tokens to a batch")
-        self.order = Order(samples, shuffle, seed)
+        sized = isinstance(samples, Sequence)
+        self.order = Order(samples, shuffle, seed) if sized else StreamOrder(samples, shuffle, seed)
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.accumulate = accumulate
         self.load_state(_start(0))
-        self._chunks: list[list[tuple[int, int]]] = []
+        self._keys: Iterator[Key] = iter(())
         self._loader = DataLoader(
-            Encoded(ExampleDataset(samples, processor), seed),
+            Encoded(ExampleDataset(samples if sized else (), processor), seed),
             batch_sampler=_Chunks(self),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -119,15 +124,12 @@ class Loader(Iterable[Step]):
     def __iter__(self) -> Iterator[Step]:
         epoch, position = self.state["epoch"], self.state["next"]
         left_over = {(place, piece) for place, piece in self.state["waiting"]}
-        again = sorted({place for place, _ in left_over})
-        number, processes = rank(), world_size()
-        own = len(range(number, len(self.order), processes))
-        fetched = self._fetch(
-            [(epoch, self.order.index(epoch, place * processes + number)) for place in (*again, *range(position, own))]
-        )
+        again = {place for place, _ in left_over}
+        own = self.order.own(rank(), world_size())
+        fetched = _Fetched(self._fetch(self.order.keys(epoch, again, position, rank(), world_size())))
         waiting = [
             unit
-            for place in again
+            for place in sorted(again)
             for unit in self._units(place, *_parted(next(fetched)))
             if (place, unit.piece) in left_over
         ]
@@ -137,7 +139,7 @@ class Loader(Iterable[Step]):
             names: list[str] = []
             broken: list[Broken] = []
             for _ in range(self.accumulate):
-                while position < own and not self._enough(waiting):
+                while not self._enough(waiting) and (fetched.more() if own is None else position < own):
                     examples, lost = _parted(next(fetched))
                     waiting += self._units(position, examples, lost)
                     broken += lost
@@ -149,9 +151,9 @@ class Loader(Iterable[Step]):
                 names += dict.fromkeys(example.where for example in examples)
             count = sum(int(batch.supervised.sum()) for batch in batches if batch is not None)
             documents = sum(len(batch.lengths) for batch in batches if batch is not None)
-            left = own - position + len({unit.place for unit in waiting})
+            left = len({unit.place for unit in waiting}) + (fetched.more() if own is None else own - position)
             count, documents, left = map(int, summed(count, documents, left))
-            done = epoch + 1 - left / max(1, len(self.order))
+            done = epoch + (1 - left / max(1, self.order.length) if self.order.length is not None else float(not left))
             state = {"epoch": epoch, "next": position, "waiting": [[unit.place, unit.piece] for unit in waiting]}
             if not left:
                 state = _start(epoch + 1)
@@ -184,9 +186,9 @@ class Loader(Iterable[Step]):
                 pieces.append([example])
         return [Waiting(place, number, piece, cost(piece)) for number, piece in enumerate(pieces)]
 
-    def _fetch(self, keys: list[tuple[int, int]]) -> Iterator[list[Example | Broken]]:
-        """The documents of samples by (epoch, index), in this order."""
-        self._chunks = [keys[i : i + FETCHED] for i in range(0, len(keys), FETCHED)]
+    def _fetch(self, keys: Iterator[Key]) -> Iterator[list[Example | Broken]]:
+        """The documents of samples, in this order."""
+        self._keys = keys
         with told_as_data_error():
             for chunk in self._loader:
                 for parts in chunk:
@@ -208,18 +210,34 @@ def told_as_data_error() -> Iterator[None]:
         ) from None
 
 
-class _Chunks(Iterable[list[tuple[int, int]]]):
+class _Fetched(Iterator[list[Example | Broken]]):
+    """An iterator that can tell whether there is more."""
+
+    def __init__(self, parts: Iterator[list[Example | Broken]]):
+        self._parts = parts
+        self._ahead: list[list[Example | Broken]] = []
+
+    def __next__(self) -> list[Example | Broken]:
+        return self._ahead.pop() if self._ahead else next(self._parts)
+
+    def more(self) -> bool:
+        self._ahead = self._ahead or list(islice(self._parts, 1))
+        return bool(self._ahead)
+
+
+class _Chunks(Iterable[list[Key]]):
     """The batch sampler of the workers: what the loader asks for now."""
 
     def __init__(self, loader: Loader):
         self.loader = loader
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.loader._chunks)
+    def __iter__(self) -> Iterator[list[Key]]:
+        while chunk := list(islice(self.loader._keys, FETCHED)):
+            yield chunk
 
 
 class Encoded(Dataset[list[Example | Broken] | MmgptError]):
-    """Samples by (epoch, index): random transforms are the same whenever, and wherever, one is asked for.
+    """Samples by their keys: random transforms are the same whenever, and wherever, one is asked for.
 
     Errors that stop the run are handed over, since a worker would wrap them in its own traceback.
     """
@@ -228,12 +246,11 @@ class Encoded(Dataset[list[Example | Broken] | MmgptError]):
         self.examples = examples
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> list[Example | Broken] | MmgptError:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> list[Example | Broken] | MmgptError:
         if self.examples.processor.augment is not None:
-            random.seed(f"{self.seed} {epoch} {index}")
+            random.seed(f"{self.seed} {key.epoch} {key.number}")
         try:
-            return self.examples[index]
+            return self.examples[key.number] if key.sample is None else self.examples.encode(key.sample)
         except MmgptError as error:
             return error
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +50,14 @@ def split_in_name(name: str) -> str | None:
     return next((split_name(word) for word in words if word in SPLITS), None)
 
 
+Places = TypeVar("Places", int, np.ndarray)
+
+
+def is_held_out(place: Places) -> Any:
+    """Whether a row at a place among the training rows is "dev", for one place or for many."""
+    return place % 10 == place // 10 % 10
+
+
 def row_numbers(names: Sequence[str | None], codes: np.ndarray, split: str) -> np.ndarray:
     """The numbers of the rows of a split, where there are too many rows to give each a name.
 
@@ -72,9 +81,7 @@ def row_numbers(names: Sequence[str | None], codes: np.ndarray, split: str) -> n
     rows = rows_of(wanted)
     if "dev" not in known and wanted in ("train", "dev"):
         training = rows_of("train")
-        place = np.arange(len(training))
-        held_out = place % 10 == place // 10 % 10
-        rows = training[held_out == (wanted == "dev")]
+        rows = training[is_held_out(np.arange(len(training))) == (wanted == "dev")]
     if not len(rows):
         counts = ", ".join(f"{name} ({len(rows_of(name))})" for name in dict.fromkeys(known))
         raise DataError(f"nothing is in the split {shown(split)}; there is {counts or 'nothing at all'}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmgpt.batch import Example, MediaInput
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.loader import Encoded
+from mmgpt.data.order import Key
 from mmgpt.data.sample import Sample
 from mmgpt.encoders.audio import AudioEncoder
 from mmgpt.encoders.base import Encoder
@@ -47,7 +48,7 @@ def inspected(samples: Sequence[Sample], count: int, processor: Processor, seed:
     encoded = Encoded(ExampleDataset(samples, processor), seed)
     found = []
     for index in spread(len(samples), count):
-        parts = encoded[0, index]
+        parts = encoded[Key(0, index)]
         parts = [Broken(str(parts))] if isinstance(parts, MmgptError) else parts
         documents = [part for part in parts if isinstance(part, Example)]
         found.append(Inspected(samples[index], documents, [p.reason for p in parts if isinstance(p, Broken)]))

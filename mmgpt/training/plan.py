@@ -21,7 +21,7 @@ class Plan:
 
     Args:
         modules: Parameters by module, trained and frozen.
-        samples: To train on.
+        samples: To train on; None of a stream.
         validation_samples: To validate on.
         steps: Of the optimizer, in all.
         device: cpu or cuda.
@@ -34,7 +34,7 @@ class Plan:
     """
 
     modules: dict[str, dict[str, int]]
-    samples: int
+    samples: int | None
     validation_samples: int
     steps: int
     device: str
@@ -78,7 +78,7 @@ def plan(config: TrainConfig) -> Plan:
         no_room = "more memory than is free"
     return Plan(
         modules=found.get("modules", {}),
-        samples=found.get("samples", 0),
+        samples=found.get("samples"),
         validation_samples=found.get("validation_samples", 0),
         steps=found.get("steps", 0),
         device=found.get("device", "cpu"),

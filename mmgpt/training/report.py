@@ -57,11 +57,12 @@ def finish(
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
     (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
-    epochs = training["epochs"]
+    samples_seen, epochs = training["samples"], training["epochs"]
     parameters = sum(parameter.numel() for parameter in assistant.model.parameters())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        ("training samples", f"{training['samples']:,} × {epochs} epoch{'' if epochs == 1 else 's'}"),
+        ("training samples", "a stream" if samples_seen is None else f"{samples_seen:,}"),
+        ("trained for", f"{training['steps']:,} steps" if epochs is None else f"{epochs} epoch{'s' * (epochs > 1)}"),
         ("training time", f"{run.seconds / 60:.1f} min"),
         ("held-out samples", f"{len(samples) - len(set(evaluation.broken)):,}"),
         ("unusable samples or answers", f"{len(broken)}"),

@@ -7,8 +7,9 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from mmgpt.data.loader import Loader
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
+from mmgpt.data.stream import HFStream, head
 from mmgpt.data.world import World
 from mmgpt.distributed import gathered
 from mmgpt.errors import ConfigError, DataError
@@ -40,14 +42,19 @@ from mmgpt.training.parts import print_parts
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
-WORLD_TEXTS = 2_000  # samples of the world that train its tokenizer; its words are few, and each sample is rendered
+# Samples of these that train a tokenizer, the first ones: the world's words are few, and each sample is rendered; a
+# stream may have no end.
+TOKENIZED = {"world": 2_000, "hf_stream": 20_000}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from: both splits and the tokenizer, and whether each epoch has an order of its own."""
+    """What a run learns from: both splits and the tokenizer, and whether each epoch has an order of its own.
 
-    train: Sequence[Sample]
+    The training samples are a sequence, or a stream of unknown length.
+    """
+
+    train: Iterable[Sample]
     val: Sequence[Sample]
     tokenizer: Tokenizer
     shuffle: bool
@@ -108,9 +115,10 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     )
     val_loader = Loader(val_samples, processor, **sizes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    count = len(train_samples) if isinstance(train_samples, Sequence) else None
     print(
         f"{parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary; "
-        f"{len(train_samples):,} samples to train on, {len(val_samples):,} to validate on",
+        f"{'a stream of' if count is None else f'{count:,}'} samples to train on, {len(val_samples):,} to validate on",
         flush=True,
     )
     print_parts(model, config.optimizer)
@@ -122,14 +130,15 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
                 flush=True,
             )
     name = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
-    told = {"data": name, "samples": len(train_samples), "epochs": config.epochs}
+    told = {"data": name, "samples": count, "epochs": config.epochs if config.steps is None else None}
     checkpoints = KeepCheckpoints(out, tokenizer, told)
     shown = SHOWN if model.config.answers else 0
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
         **processes(config),
         precision=precision(config.precision),
-        max_epochs=config.epochs,
+        max_epochs=config.epochs if config.steps is None else -1,
+        max_steps=config.steps or -1,
         val_check_interval=config.val_every or None,
         check_val_every_n_epoch=None if config.val_every else 1,
         num_sanity_val_steps=0,
@@ -200,16 +209,26 @@ def _check(config: TrainConfig) -> None:
         "save_every": config.save_every,
         "keep": config.keep,
         "epochs": config.epochs,
+        "steps": config.steps,
         "data.samples": config.data.samples,
         "data.val_samples": config.data.val_samples,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
+    if config.data.format == "hf_stream" and config.steps is None:
+        raise ConfigError("steps: how many samples a stream has is unknown; say after how many steps to end")
 
 
-def load_data(config: DataConfig, seed: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Training and validation samples. Raises DataError where there are none."""
+def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence[Sample]]:
+    """Training and validation samples; the former may be a stream. Raises DataError where there are none."""
+    if config.format == "hf_stream":
+        if config.path is None:
+            raise ConfigError("data.path: format hf_stream needs the folder or the Hub id of a data set")
+        val = head(HFStream(config.path, config.val_split), config.val_samples)
+        if not val:
+            raise DataError(f"{config.path}: no samples in split {config.val_split!r}")
+        return HFStream(config.path, config.split), val
     if config.format == "world":
         return (
             World("train", config.samples, seed, config.world),
@@ -241,7 +260,7 @@ def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
     return model.requires_grad_(True).train()
 
 
-def make_tokenizer(config: TrainConfig, samples: Sequence[Sample]) -> Tokenizer:
+def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
     """That of `init`, or what the configuration names, or that of the GPT's weights; else one trained on the texts.
 
     Raises ConfigError for settings of a new model beside `init`.
@@ -256,8 +275,8 @@ def make_tokenizer(config: TrainConfig, samples: Sequence[Sample]) -> Tokenizer:
         return Tokenizer.load(data.tokenizer)
     if weights:
         return Tokenizer.load(fetch(weights, *FILES))
-    count = min(len(samples), WORLD_TEXTS) if data.format == "world" else len(samples)
-    texts = (text for i in range(count) for text in samples[i].texts())
+    some = islice(samples, TOKENIZED[data.format]) if data.format in TOKENIZED else samples
+    texts = (text for sample in some for text in sample.texts())
     return Tokenizer.train(texts, data.vocab_size)
 
 

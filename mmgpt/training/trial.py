@@ -25,6 +25,7 @@ from mmgpt.data.loader import Step
 from mmgpt.data.order import Order
 from mmgpt.data.packing import cost, too_large
 from mmgpt.data.sample import Sample
+from mmgpt.data.stream import head
 from mmgpt.encoders import build_encoders
 from mmgpt.errors import DataError, MmgptError
 from mmgpt.evaluation.runner import GROUP
@@ -128,17 +129,21 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     data = read(config)
     sized, share = measure(config, data)
     mean = float(np.mean([one.costs["all"] for one in sized]))
-    samples = len(data.train) * share
-    batches = (
-        math.ceil(samples * mean / config.batch_tokens / ranks)
-        if config.batch_tokens is not None
-        else math.ceil(round(samples) / (config.batch_size or 1) / ranks)
-    )
-    steps = config.epochs * math.ceil(batches / config.accumulate)
-    findings.add(samples=len(data.train), validation_samples=len(data.val), steps=steps)
+    per_batch = mean * config.batch_size if config.batch_size is not None else float(config.batch_tokens or 0)
+    count = len(data.train) if isinstance(data.train, Sequence) else None
+    usable = len(sized) if count is None else round(count * share)
+    if config.steps is not None:
+        steps = config.steps
+        batches = steps * config.accumulate
+        tokens = batches * per_batch
+    else:
+        tokens = config.epochs * usable * mean / ranks
+        per_epoch = math.ceil(usable * mean / ranks / per_batch)
+        batches, steps = config.epochs * per_epoch, config.epochs * math.ceil(per_epoch / config.accumulate)
+    findings.add(samples=count, validation_samples=len(data.val), steps=steps)
 
-    short = replace(config, batch_size=config.batch_size and min(config.batch_size, round(samples)))
-    chosen = trial_samples(short, sized, config.epochs * batches)
+    short = replace(config, batch_size=config.batch_size and min(config.batch_size, usable))
+    chosen = trial_samples(short, sized, batches)
     size = short.batch_size or 1
     trial_steps = len(chosen) // size // config.accumulate
     held_out = [data.val[i] for i in range(min(len(data.val), max(GROUP, size)))]
@@ -147,6 +152,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         out=str(findings.path.parent / "run"),
         devices=1,
         epochs=1,
+        steps=None,
         val_every=0,
         save_every=max(1, trial_steps - 1) if steps > config.save_every else sys.maxsize,
         resume=False,
@@ -159,12 +165,12 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     evaluated = time.monotonic()
 
     begun, last = watch.validation
-    validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs
+    validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs  # of steps: one at least
     more = len(data.val) / len(held_out)
     findings.add(
         memory=peak_memory(),
         seconds={
-            "training": watch.seconds_per_token * mean * samples * config.epochs / ranks,
+            "training": watch.seconds_per_token * tokens,
             "validation": validations * ((last - begun) * more / ranks + validated - last),
             "evaluation": (evaluated - validated) * more,
         },
@@ -174,10 +180,11 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
 def measure(config: TrainConfig, data: Data) -> tuple[list[Sized], float]:
     """The first usable samples of a run, in its order, and the share of those looked at that they are."""
     resolved, _ = build_encoders(model_config(config))
-    examples = ExampleDataset(data.train, Processor(resolved, data.tokenizer))
-    order = Order(data.train, data.shuffle, config.seed)
+    first = head(data.train, LOOKED_AT)
+    examples = ExampleDataset(first, Processor(resolved, data.tokenizer))
+    order = Order(first, data.shuffle, config.seed)
     found = []
-    looked_at = min(LOOKED_AT, len(data.train))
+    looked_at = min(LOOKED_AT, len(first))
     for place in range(looked_at):
         sample = examples.sample(order.index(0, place))
         documents = [part for part in examples.encode(sample) if isinstance(part, Example)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import some_audio, some_image
 
 from mmgpt.content import Image, Message
+from mmgpt.data import order
 from mmgpt.data.loader import Loader, Step
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.packing import cost
@@ -30,6 +31,23 @@ def ragged(count: int) -> list[Sample]:
         sample(i, *(f"{i}{'abc'[k]} " + "x" * (i * 7 % 13) for k in range(1 + i % 3)), medium=media[i % 5])
         for i in range(count)
     ]
+
+
+class Stream:
+    """Samples one after the other, nobody knows how many."""
+
+    def __init__(self, samples: list[Sample]):
+        self.samples = samples
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "BLOCK", 7)
+        yield
 
 
 def broken(tmp_path, number: int) -> Sample:
@@ -122,10 +140,11 @@ def test_answers_that_do_not_fit_one_batch_are_parted_and_share_the_picture_wher
 def test_steps_after_any_step_are_those_of_the_run_that_went_on(processor, tokenizer, data):
     ways = [{"batch_size": 3}, {"batch_tokens": 150}, {"batch_tokens": 100, "accumulate": 3}]
     way = data.draw(st.sampled_from(ways))
+    kind = data.draw(st.sampled_from([list, Stream]))
     samples = ragged(data.draw(st.integers(1, 30)))
 
     def loader() -> Loader:
-        return Loader(samples, processor, shuffle=True, seed=5, **way)
+        return Loader(kind(samples), processor, shuffle=True, seed=5, **way)
 
     whole = loader()
     steps = [*whole, *whole]
@@ -138,8 +157,9 @@ def test_steps_after_any_step_are_those_of_the_run_that_went_on(processor, token
     assert [step.epochs for step in rest] == [step.epochs for step in steps[at + 1 :]]
 
 
-def test_workers_bring_the_same_steps_also_after_a_half_taken_epoch(processor, tokenizer, tmp_path):
-    samples = [*ragged(30), broken(tmp_path, 30)]
+@pytest.mark.parametrize("kind", [list, Stream])
+def test_workers_bring_the_same_steps_also_after_a_half_taken_epoch(processor, tokenizer, tmp_path, kind):
+    samples = kind([*ragged(30), broken(tmp_path, 30)])
     here, there = (
         Loader(samples, processor, batch_tokens=200, shuffle=True, seed=4, workers=workers) for workers in (0, 2)
     )
@@ -175,6 +195,38 @@ def test_random_transforms_are_drawn_from_the_seed_the_epoch_and_the_sample(mode
     assert all(map(torch.equal, first[2:], pictures(0, state={"epoch": 0, "next": 2, "waiting": []})))
     assert not any(map(torch.equal, first, pictures(1)))
     assert not any(map(torch.equal, first, pictures(0, state={"epoch": 1, "next": 0, "waiting": []})))
+
+
+def test_a_stream_that_is_not_shuffled_gives_the_steps_of_the_list(processor, tokenizer):
+    samples = ragged(20)
+    one, other = (Loader(kind(samples), processor, batch_size=3, accumulate=2) for kind in (list, Stream))
+    assert [told(step, tokenizer) for step in one] == [told(step, tokenizer) for step in other]
+
+
+def test_a_stream_changes_the_places_of_near_samples_in_each_epoch_anew(processor, tokenizer):
+    loader = Loader(Stream([sample(i) for i in range(20)]), processor, batch_size=5, shuffle=True)
+    first, second = answers(loader, tokenizer), answers(loader, tokenizer)
+    assert first != second
+    for epoch in (first, second):
+        for start in (0, 7, 14):
+            block = epoch[start : start + 7]
+            assert sorted(block) == sorted(str(i) for i in range(start, min(20, start + 7)))
+            assert block != [str(i) for i in range(start, min(20, start + 7))]
+
+
+def test_a_stream_is_done_when_it_has_ended(processor):
+    loader = Loader(Stream([sample(i) for i in range(10)]), processor, batch_size=5)
+    assert [step.epochs for step in itertools.chain(loader, loader)] == [0, 1, 1, 2]
+
+
+def test_a_stream_is_read_no_further_than_is_needed(processor):
+    def endless():
+        for i in itertools.count():
+            assert i < 30
+            yield sample(i)
+
+    loader = Loader(Stream(endless()), processor, batch_size=4, shuffle=True)  # type: ignore[arg-type]
+    assert len(list(itertools.islice(loader, 3))) == 3
 
 
 def test_broken_samples_are_told_and_make_no_batch(processor, tokenizer, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from walls import train_until, wall_config, write_walls
+from walls import train_until, wall_config, write_stream, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
@@ -24,6 +24,7 @@ from mmgpt.training.state import read_values, save_state, states
 WAYS = {
     "by samples": {"batch_size": 4},
     "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2},  # with workers and Muon
+    "stream": {"batch_size": 4, "steps": 9},  # with workers
 }
 
 
@@ -31,9 +32,12 @@ def config_of(way: str, folder: Path, out: Path) -> TrainConfig:
     """Dropout, random crops, broken pictures; validation and saves out of step with each other and with epochs."""
     config = wall_config(folder, out, epochs=2, val_every=4, save_every=3, augment=True, **WAYS[way])
     config.model.gpt.dropout = 0.1
-    if way == "packed":
+    if way != "by samples":
         config.data.workers = 1
+    if way == "packed":
         config.optimizer.muon = 0.01
+    if way == "stream":
+        config.data.format, config.data.path = "hf_stream", str(folder / "stream")
     return config
 
 
@@ -50,6 +54,7 @@ def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
     """Runs by their way and how they were ended; each goes on until it ends by itself."""
     place = tmp_path_factory.mktemp("runs")
     folder = write_walls(place / "walls", train=17, dev=4, broken=("train", "dev"))
+    write_stream(folder)
     moments = random.Random(0)
     kills = {
         "SIGKILL": [
