@@ -57,6 +57,7 @@ SMOLLM2: dict[str, Any] = {
     "num_key_value_heads": 3,
     "vocab_size": 49152,
     "tie_word_embeddings": True,
+    "initializer_range": 0.1,  # what is seen matters, and answers vary, as they do once it is learned
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
@@ -385,7 +386,10 @@ def part_llava(bench: Bench, peer: Peer, new: int) -> None:
 
 
 def llava_of(theirs: LlavaForConditionalGeneration, folder: Path) -> MultimodalGPT:
-    """Our model with the weights of transformers' LLaVA, whose projector is our adapter "mlp"."""
+    """Our model with the weights of transformers' LLaVA, whose projector is our adapter "mlp".
+
+    LLaVA takes the tokens of SigLIP before its last norm, which our tower is therefore freed of.
+    """
     theirs.model.vision_tower.save_pretrained(folder / "tower")
     llama = LlamaForCausalLM(theirs.config.text_config)
     llama.model, llama.lm_head = theirs.model.language_model, theirs.lm_head
@@ -394,6 +398,7 @@ def llava_of(theirs: LlavaForConditionalGeneration, folder: Path) -> MultimodalG
     image = ImageEncoderConfig(weights=str(folder / "tower"))
     model = MultimodalGPT(ModelConfig(gpt.config, image, adapters={"image": AdapterConfig("mlp")})).eval()
     model.gpt = gpt.lay_out_for_decoding()
+    model.encoders["image"].get_submodule("backbone.model").norm = torch.nn.Identity()
     projector = theirs.model.multi_modal_projector
     for place, linear in (("0", projector.linear_1), ("2", projector.linear_2)):
         model.adapters["image"].get_submodule(f"project.{place}").load_state_dict(linear.state_dict())
