@@ -30,7 +30,13 @@ class Bench:
     folder: Path
 
     def line(
-        self, what: str, ours: Callable[[], float], theirs: Callable[[], float], per: int = 1, unit: str = "", end=""
+        self,
+        what: str,
+        ours: Callable[[], float],
+        theirs: Callable[[], float],
+        per: int = 1,
+        unit: str = "",
+        end: str = "",
     ) -> float:
         """One line of the table: both sides run in turn and tell their seconds. Returns our median, divided by `per`.
 
@@ -47,7 +53,7 @@ class Bench:
         return mine
 
 
-def parser(description: str, parts: Iterable[str]) -> argparse.ArgumentParser:
+def parser(description: str | None, parts: Iterable[str]) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--only", default=",".join(parts), help="parts, with commas (default: %(default)s)")
     made.add_argument("--rounds", type=int, default=7)
@@ -79,7 +85,7 @@ def print_peaks(what: str, folder: Path, *arguments: str) -> None:
         print(f"peak memory, {what}, {side:8} {out.stdout.strip()}", flush=True)
 
 
-def print_peak(begun: int) -> None:
+def print_peak(begun: float) -> None:
     """The child's peak memory, and how much of it was taken before there was a model: torch, timm, transformers."""
     print(f"{resident():.0f} MB, {resident() - begun:.0f} of it beyond the imports")
 
