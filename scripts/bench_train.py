@@ -3,8 +3,8 @@
     python scripts/bench_train.py                        # all parts; --help names them
     python scripts/bench_train.py --only prefix,memory --rounds 9
 
-Random float32 weights, the same on both sides: before anything is timed, both must have the same loss. Both sides run in
-turn, so that a busy machine is busy for both; printed is the median of the paired ratios, and the least and the
+Random float32 weights, the same on both sides: before anything is timed, both must have the same loss. Both sides run
+in turn, so that a busy machine is busy for both; printed is the median of the paired ratios, and the least and the
 greatest. A step is forward, backward and fused AdamW on both sides. Same work on both sides unless the line says "less
 work".
 """
