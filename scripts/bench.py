@@ -3,7 +3,6 @@
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import torch
 import transformers
+
+from mmgpt.training.memory import peak_memory
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -79,17 +80,18 @@ def print_peaks(what: str, folder: Path, *arguments: str) -> None:
     """Peak memory of a process of its own for each side: this script with --child, which builds that side alone."""
     for side in ("ours", "theirs"):
         command = [sys.executable, sys.argv[0], "--child", side, str(folder), *arguments]
-        out = subprocess.run([*command, "--threads", str(torch.get_num_threads())], capture_output=True, text=True)
+        out = subprocess.run(
+            [*command, "--threads", str(torch.get_num_threads())],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # it is the memory of the CPU that is meant
+        )
         if out.returncode:
             raise SystemExit(f"peak memory, {what}, {side}: {out.stderr.strip()[-300:]}")
         print(f"peak memory, {what}, {side:8} {out.stdout.strip()}", flush=True)
 
 
-def print_peak(begun: float) -> None:
-    """The child's peak memory, and how much of it was taken before there was a model: torch, timm, transformers."""
-    print(f"{resident():.0f} MB, {resident() - begun:.0f} of it beyond the imports")
-
-
-def resident() -> float:
-    """Peak memory of this process in MB, up to now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+def print_peak(begun: int) -> None:
+    """The child's peak memory, and how much of it has come since it was `begun` bytes: before there was a model."""
+    peak = peak_memory()
+    print(f"{peak >> 20} MB, {(peak - begun) >> 20} of it beyond the imports")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import Bench, begin, parser, print_peak, print_peaks, resident, seconds
+from bench import Bench, begin, parser, print_peak, print_peaks, seconds
 from torch import Tensor
 from transformers import (
     ContinuousBatchingConfig,
@@ -44,6 +44,7 @@ from mmgpt.gpt import GPT
 from mmgpt.gpt.quantize import quantize_int8
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.memory import peak_memory
 
 # What differs from transformers' own sizes, which are GPT-2 124M, ViT-B/16 and SigLIP-B/16.
 GPT2: dict[str, Any] = {"n_positions": 4608, "bos_token_id": 0, "eos_token_id": 0}  # room for prompts of 4096
@@ -445,7 +446,7 @@ def part_memory(bench: Bench, peer: Peer, new: int) -> None:
 
 
 def child(side: str, folder: Path, new: int) -> None:
-    begun, peer, prompts = resident(), Peer(folder), texts(32, 64)
+    begun, peer, prompts = peak_memory(), Peer(folder), texts(32, 64)
     if side == "ours":
         peer.ours(peer.engine(), prompts, max_new_tokens=new)
     else:

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from bench import Bench, begin, parser, print_peak, print_peaks, resident, seconds
+from bench import Bench, begin, parser, print_peak, print_peaks, seconds
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +34,7 @@ from mmgpt.batch import Batch, Example, MediaInput, collate
 from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.gpt import GPT, Documents
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.memory import peak_memory
 
 SHAPES = {  # ViT, GPT, side of the picture, rows
     "ViT-S + GPT-2": (
@@ -368,7 +369,7 @@ def part_memory(bench: Bench) -> None:
 
 
 def child(side: str, folder: Path) -> None:
-    begun, both = resident(), Both("ViT-S + GPT-2", folder)
+    begun, both = peak_memory(), Both("ViT-S + GPT-2", folder)
     for _ in range(2):
         both.step() if side == "ours" else both.their_step()
     print_peak(begun)
