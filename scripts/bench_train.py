@@ -3,26 +3,22 @@
     python scripts/bench_train.py                        # all parts; --help names them
     python scripts/bench_train.py --only prefix,memory --rounds 9
 
-Random weights, the same on both sides: before anything is timed, both must have the same loss. Both sides run in turn,
-so that a busy machine is busy for both; printed is the median of the paired ratios, and the least and the greatest. A
-step is forward, backward and fused AdamW on both sides. Same work on both sides unless the line says "less work".
+Random float32 weights, the same on both sides: before anything is timed, both must have the same loss. Both sides run
+in turn, so that a busy machine is busy for both; printed is the median of the paired ratios, and the least and the
+greatest. A step is forward, backward and fused AdamW on both sides. Same work on both sides unless the line says "less
+work".
 """
 
-import argparse
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
-import transformers
+from bench import Bench, begin, parser, print_peak, print_peaks, seconds
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -38,6 +34,7 @@ from mmgpt.batch import Batch, Example, MediaInput, collate
 from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.gpt import GPT, Documents
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.memory import peak_memory
 
 SHAPES = {  # ViT, GPT, side of the picture, rows
     "ViT-S + GPT-2": (
@@ -68,6 +65,18 @@ class Prefix(nn.Module):
         self.vit, self.gpt = vit, gpt
         self.project = nn.Linear(vit.config.hidden_size, gpt.config.n_embd)
 
+    def save_pretrained(self, folder: Path) -> None:
+        self.vit.save_pretrained(folder / "vit")
+        self.gpt.save_pretrained(folder / "gpt")
+        save_file(self.project.state_dict(), folder / "project.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        vit = ViTModel.from_pretrained(folder / "vit", add_pooling_layer=False)
+        made = cls(vit, GPT2LMHeadModel.from_pretrained(folder / "gpt"))
+        made.project.load_state_dict(load_file(folder / "project.safetensors"))
+        return made
+
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         pictures = self.project(self.vit(pixels).last_hidden_state[:, 1:])
         embeds = torch.cat([pictures, self.gpt.transformer.wte(ids)], dim=1)
@@ -85,8 +94,11 @@ PREPROCESSING = (
 class Both:
     """One set of weights on both sides, a batch of captions of pictures, and an optimizer each.
 
+    Each side is built when it is needed.
+
     Args:
         shape: A name in SHAPES.
+        folder: Where the weights are, or are put if there is none.
         cross: The GPT looks at pictures by cross-attention; else they stand before the text.
         frozen: The picture encoder is not trained.
         cached: What the encoder makes of the pictures is given (on our side).
@@ -94,71 +106,86 @@ class Both:
     """
 
     def __init__(
-        self, shape: str, cross: bool = False, frozen: bool = False, cached: bool = False, vocab_size: int | None = None
+        self,
+        shape: str,
+        folder: Path,
+        cross: bool = False,
+        frozen: bool = False,
+        cached: bool = False,
+        vocab_size: int | None = None,
     ):
-        vit_sizes, gpt_sizes, side, rows = SHAPES[shape]
-        self.cross, self.rows = cross, rows
+        vit, gpt, self.side, self.rows = SHAPES[shape]
+        self.folder, self.cross, self.frozen, self.cached = folder, cross, frozen, cached
+        if not folder.exists():
+            self._save(vit, {**gpt, "vocab_size": vocab_size or gpt["vocab_size"]})
+        self.optimizers: dict[nn.Module, torch.optim.AdamW] = {}
         torch.manual_seed(0)
-        vit = ViTModel(ViTConfig(**vit_sizes, image_size=side, patch_size=16), add_pooling_layer=False)
-        config = GPT2Config(**{**gpt_sizes, **({"vocab_size": vocab_size} if vocab_size else {})})
+        self.pictures = torch.randint(0, 256, (self.rows, 3, self.side, self.side), dtype=torch.uint8)
+        lengths = caption_lengths(self.rows)
+        self.texts = [torch.randint(1, gpt["vocab_size"], (count,)).tolist() for count in lengths]
+        self.ids = torch.tensor([text + [0] * (max(lengths) - len(text)) for text in self.texts])
+        self.mask = torch.tensor([[1] * len(text) + [0] * (max(lengths) - len(text)) for text in self.texts])
+        self.pixels = (self.pictures.float() / 255 - 0.5) / 0.5
+
+    def _save(self, vit_sizes: dict[str, int], gpt_sizes: dict[str, int]) -> None:
+        """Random weights, as transformers saves them."""
+        torch.manual_seed(0)
+        vit = ViTModel(ViTConfig(**vit_sizes, image_size=self.side, patch_size=16), add_pooling_layer=False)
+        config = GPT2Config(**gpt_sizes)
         config.update(dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "bos_token_id", "eos_token_id"), 0))
-        config.update({"is_decoder": cross, "add_cross_attention": cross})
+        config.update({"is_decoder": self.cross, "add_cross_attention": self.cross})
         decoder = GPT2LMHeadModel(config)
-        if cross:
+        if self.cross:
             settings = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit.config, config)
             settings.update({"decoder_start_token_id": 0, "pad_token_id": 0})
-            self.theirs: nn.Module = VisionEncoderDecoderModel(settings, encoder=vit, decoder=decoder)
+            VisionEncoderDecoderModel(settings, encoder=vit, decoder=decoder).save_pretrained(self.folder)
         else:
-            self.theirs = Prefix(vit, decoder)
-        with tempfile.TemporaryDirectory() as folder:
-            self.ours = self._same(Path(folder), side)
-        for model in (self.theirs, self.ours):
-            model.train()
-            for name, parameter in model.named_parameters():
-                if frozen and name.startswith(("vit.", "encoder.", "encoders.")):
-                    parameter.requires_grad_(False)
-        self.optimizers = {
-            model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-            for model in (self.ours, self.theirs)
-        }
-        pixels = torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8)
-        texts = [torch.randint(1, config.vocab_size, (count,)).tolist() for count in caption_lengths(rows)]
-        self.batch = self._batch(pixels, texts, cached)
-        longest = max(map(len, texts))
-        self.ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
-        self.mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
-        self.pixels = (pixels.float() / 255 - 0.5) / 0.5
+            Prefix(vit, decoder).save_pretrained(self.folder)
+        (self.tower / "preprocessor_config.json").write_text(PREPROCESSING.format(self.side))
 
-    def _same(self, folder: Path, side: int) -> MultimodalGPT:
-        """Our model with their weights."""
-        theirs = self.theirs
-        if isinstance(theirs, Prefix):
-            theirs.vit.save_pretrained(folder / "vit")
-            theirs.gpt.save_pretrained(folder / "gpt")
-            tower, decoder, projection = folder / "vit", folder / "gpt", theirs.project
-        else:
-            theirs.save_pretrained(folder)
-            tower = decoder = folder
-            projection = getattr(theirs, "enc_to_dec_proj", None)
-        (tower / "preprocessor_config.json").write_text(PREPROCESSING.format(side))
-        gpt = GPT.from_pretrained(decoder)
-        adapter = AdapterConfig("linear" if projection is not None else "identity", positions=False)
-        image = ImageEncoderConfig(weights=str(tower), prefix=self.cross)
+    @property
+    def tower(self) -> Path:
+        return self.folder if self.cross else self.folder / "vit"
+
+    @cached_property
+    def theirs(self) -> nn.Module:
+        return self._trained((VisionEncoderDecoderModel if self.cross else Prefix).from_pretrained(self.folder))
+
+    @cached_property
+    def ours(self) -> MultimodalGPT:
+        gpt = GPT.from_pretrained(self.folder if self.cross else self.folder / "gpt")
+        projection = self._projection()
+        adapter = AdapterConfig("linear" if projection else "identity", positions=False)
+        image = ImageEncoderConfig(weights=str(self.tower), prefix=self.cross)
         model = MultimodalGPT(ModelConfig(gpt.config, image, adapters={"image": adapter}))
         model.gpt = gpt
-        if projection is not None:
-            model.adapters["image"].get_submodule("project").load_state_dict(projection.state_dict())
+        model.adapters["image"].get_submodule("project").load_state_dict(projection)
+        return self._trained(model)
+
+    def _projection(self) -> dict[str, Tensor]:
+        """Weight and bias of the layer between encoder and GPT; with cross-attention of equal widths there is none."""
+        if not self.cross:
+            return load_file(self.folder / "project.safetensors")
+        tensors, start = load_file(self.folder / "model.safetensors"), "enc_to_dec_proj."
+        return {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
+
+    def _trained(self, model: Any) -> Any:
+        """In training mode, without gradients for what is frozen."""
+        for name, parameter in model.train().named_parameters():
+            if self.frozen and name.startswith(("vit.", "encoder.", "encoders.")):
+                parameter.requires_grad_(False)
         return model
 
-    def _batch(self, pixels: Tensor, texts: list[list[int]], cached: bool) -> Batch:
+    @cached_property
+    def batch(self) -> Batch:
         """Each document is slots and a caption; what their loss predicts is supervised, and nothing else."""
         encoder = self.ours.encoders["image"]
         grid = encoder.grid()
         slots = 0 if self.cross else grid.count
         examples = []
-        for picture, text in zip(pixels, texts, strict=True):
-            data = encoder(picture[None])[0][0].detach() if cached else picture
-            item = MediaInput("image", data, grid, grid.count, slots, encoded=cached)
+        for picture, text in zip(self.pictures, self.texts, strict=True):
+            data = encoder(picture[None])[0][0].detach() if self.cached else picture
+            item = MediaInput("image", data, grid, grid.count, slots, encoded=self.cached)
             # With cross-attention their decoder reads a start token first, and predicts the whole text after it.
             ids = [0, *text] if self.cross else [0] * slots + text
             supervised = [False] * (1 if self.cross else slots) + [True] * len(text)
@@ -181,6 +208,9 @@ class Both:
         self._step(self.theirs, self.their_loss)
 
     def _step(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
+        if model not in self.optimizers:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.optimizers[model] = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         optimizer = self.optimizers[model]
         optimizer.zero_grad()
         loss().backward()
@@ -191,37 +221,22 @@ class Both:
         return int(self.batch.supervised.sum())
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def compare(
+    bench: Bench, what: str, ours: Callable[[], None], theirs: Callable[[], None], supervised: int = 0
+) -> float:
+    """One line of the table, of steps of each side. Returns our median time."""
+    ours(), theirs()  # warm both up
+    end = f", {supervised} supervised tokens" if supervised else ""
+    return bench.line(what, lambda: seconds(ours), lambda: seconds(theirs), end=end)
 
 
-class Bench:
-    def __init__(self, rounds: int):
-        self.rounds = rounds
-
-    def compare(self, what: str, ours: Callable[[], object], theirs: Callable[[], object], tokens: int = 0) -> float:
-        """One line of the table. Returns our median time."""
-        ours(), theirs()  # warm both up
-        pairs = [(seconds(ours), seconds(theirs)) for _ in range(self.rounds)]
-        ratios = sorted(other / mine for mine, other in pairs)
-        mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-        rates = f"  {tokens / mine:7.0f} {tokens / other:7.0f} supervised tokens/s" if tokens else ""
-        print(
-            f"{what:66} {statistics.median(ratios):5.2f} [{ratios[0]:.2f}-{ratios[-1]:.2f}]"
-            f"  {mine * 1e3:8.1f} {other * 1e3:8.1f} ms{rates}",
-            flush=True,
-        )
-        return mine
-
-    def steps(self, what: str, both: Both) -> float:
-        """Steps of both sides, whose losses must be equal."""
-        with torch.no_grad():
-            mine, other = float(both.loss()), float(both.their_loss())
-        if abs(mine - other) > 1e-4 * other:
-            raise SystemExit(f"{what}: the losses differ, {mine} and {other}")
-        return self.compare(what, both.step, both.their_step, both.supervised)
+def steps(bench: Bench, what: str, both: Both) -> float:
+    """As compare; the losses of both sides must be equal."""
+    with torch.no_grad():
+        mine, other = float(both.loss()), float(both.their_loss())
+    if abs(mine - other) > 1e-4 * other:
+        raise SystemExit(f"{what}: the losses differ, {mine} and {other}")
+    return compare(bench, what, both.step, both.their_step, both.supervised)
 
 
 def gemm_peak() -> float:
@@ -242,21 +257,22 @@ def utilisation(both: Both, step: float) -> float:
 
 def part_prefix(bench: Bench) -> None:
     for shape in SHAPES:
-        both = Both(shape)
-        step = bench.steps(f"{shape}, {both.rows} pictures before their captions", both)
+        both = Both(shape, bench.folder / f"prefix {shape}")
+        step = steps(bench, f"{shape}, {both.rows} pictures before their captions", both)
         print(f"{'':66} {utilisation(both, step):5.0%} of the peak of matrix products")
 
 
 def part_cross(bench: Bench) -> None:
     for shape in SHAPES:
-        both = Both(shape, cross=True)
-        bench.steps(f"{shape}, {both.rows} pictures by cross-attention (VisionEncoderDecoder)", both)
+        both = Both(shape, bench.folder / f"cross {shape}", cross=True)
+        steps(bench, f"{shape}, {both.rows} pictures by cross-attention (VisionEncoderDecoder)", both)
 
 
 def part_few(bench: Bench) -> None:
     """A quarter of the tokens, by pixel shuffle, against VisionEncoderDecoder with all of them."""
-    theirs = Both("ViT-S + GPT-2", cross=True)
-    ours = Both("ViT-S + GPT-2")
+    shape = "ViT-S + GPT-2"
+    theirs = Both(shape, bench.folder / f"cross {shape}", cross=True)
+    ours = Both(shape, bench.folder / f"prefix {shape}")
     config = ours.ours.config
     small = MultimodalGPT(ModelConfig(config.gpt, config.image, adapters={"image": AdapterConfig("pixel_shuffle")}))
     grid = ours.ours.encoders["image"].grid()
@@ -267,22 +283,24 @@ def part_few(bench: Bench) -> None:
         words = text[text > 0].tolist()
         examples.append(Example([0] * slots + words, [False] * slots + [True] * len(words), [(0, medium)]))
     ours.ours, ours.batch = small.train(), collate(examples)
-    ours.optimizers[small] = torch.optim.AdamW(small.parameters(), lr=1e-4, fused=True)
-    bench.compare(
-        "ViT-S + GPT-2, 49 tokens a picture against 197 by cross-attention (less work)", ours.step, theirs.their_step
+    compare(
+        bench,
+        "ViT-S + GPT-2, 49 tokens a picture against 197 by cross-attention (less work)",
+        ours.step,
+        theirs.their_step,
     )
 
 
 def part_align(bench: Bench) -> None:
     """The adapter alone is trained; from the second epoch on our encoder's tokens come from the cache."""
+    shape = "ViT-S + GPT-2"
     for frozen_gpt in (True, False):
-        both = Both("ViT-S + GPT-2", frozen=True, cached=True)
-        for model, start in ((both.ours, "gpt."), (both.theirs, "gpt.")):
-            for name, parameter in model.named_parameters():
-                if frozen_gpt and name.startswith(start):
-                    parameter.requires_grad_(False)
+        both = Both(shape, bench.folder / f"prefix {shape}", frozen=True, cached=True)
+        if frozen_gpt:
+            both.ours.gpt.requires_grad_(False)
+            both.theirs.gpt.requires_grad_(False)
         what = "adapter" if frozen_gpt else "adapter and GPT"
-        bench.steps(f"ViT-S + GPT-2, {what} trained, features from the cache (less work)", both)
+        steps(bench, f"ViT-S + GPT-2, {what} trained, features from the cache (less work)", both)
 
 
 def part_packed(bench: Bench) -> None:
@@ -320,7 +338,7 @@ def part_packed(bench: Bench) -> None:
 
         with torch.no_grad():
             assert abs(packed() - pads()) < 1e-4 * pads()
-        bench.compare(f"packed against padded, {what}", lambda p=packed: step(p), lambda p=pads: step(p), sum(lengths))
+        compare(bench, f"packed against padded, {what}", lambda p=packed: step(p), lambda p=pads: step(p), sum(lengths))
 
 
 def part_growth(bench: Bench) -> None:
@@ -343,52 +361,32 @@ def part_growth(bench: Bench) -> None:
 
 
 def part_memory(bench: Bench) -> None:
-    """Peak memory of a process of its own for each side."""
-    for what, arguments in (("", []), (", vocabulary 250,000", ["--vocabulary", "250000"])):
-        for side in ("ours", "theirs"):
-            command = [sys.executable, __file__, "--child", side, "--threads", str(torch.get_num_threads()), *arguments]
-            out = subprocess.run(command, capture_output=True, text=True)
-            found = out.stdout.strip() or out.stderr[-300:]
-            print(f"peak memory, ViT-S + GPT-2, pictures before captions{what}, {side:8} {found}", flush=True)
+    shape = "ViT-S + GPT-2"
+    for vocabulary in (50257, 250_000):
+        folder = bench.folder / f"vocabulary {vocabulary}"
+        Both(shape, folder, vocab_size=vocabulary)
+        print_peaks(f"{shape}, pictures before captions, vocabulary {vocabulary:,}", folder)
 
 
-def child(side: str, vocabulary: int | None) -> None:
-    both = Both("ViT-S + GPT-2", vocab_size=vocabulary)
-    step, other = (both.step, both.theirs) if side == "ours" else (both.their_step, both.ours)
-    both.optimizers.pop(other)
-    del other
-    if side == "ours":
-        del both.theirs
-    else:
-        del both.ours
+def child(side: str, folder: Path) -> None:
+    begun, both = peak_memory(), Both("ViT-S + GPT-2", folder)
     for _ in range(2):
-        step()
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        both.step() if side == "ours" else both.their_step()
+    print_peak(begun)
 
 
 PARTS = {name.removeprefix("part_"): part for name, part in list(globals().items()) if name.startswith("part_")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    args = parser(__doc__, PARTS).parse_args()
+    begin(args)
     if args.child:
-        return child(args.child, args.vocabulary)
-    print(
-        f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; float32; ratios above 1: mmgpt is faster; then mmgpt, peer"
-    )
-    bench = Bench(args.rounds)
-    for name in args.only.split(","):
-        PARTS[name](bench)
+        side, folder = args.child
+        return child(side, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.only.split(","):
+            PARTS[name](Bench(args.rounds, Path(folder)))
     return None
 
 
