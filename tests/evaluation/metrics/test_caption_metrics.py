@@ -115,6 +115,11 @@ def test_rouge_by_hand():
     assert rouge_l(["a dog runs"], [["a red dog quickly runs"]]).value == pytest.approx(expected)
 
 
+def test_to_rouge_texts_without_words_are_alike():
+    # As coco-caption has it: Rouge().calc_score([""], [""]) is 1.
+    assert rouge_l(["", ""], [["."], ["a dog"]]).value == pytest.approx(1 / 2)
+
+
 def test_cider_by_hand():
     # "red dog" and "blue cat" share nothing: each n-gram is in one of two samples, so all weights are log 2, and
     # identical captions have similarity 1 for n = 1 and 2; of n = 3 and 4 there are none. 10 x (1 + 1 + 0 + 0) / 4.
