@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgpt.evaluation.metrics.captions import bleu, cider, rouge_l
-from mmgpt.evaluation.metrics.score import RESAMPLES, bootstrap, mean, p_value, percentiles, wilson
+from mmgpt.evaluation.metrics.score import RESAMPLES, Score, bootstrap, mean, p_value, percentiles, wilson
 from mmgpt.evaluation.metrics.text import classification, sacrebleu, squad, word_error_rate
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 
@@ -45,6 +45,10 @@ def test_the_interval_of_a_mean_is_about_that_of_the_normal_distribution():
     low, high = percentiles(bootstrap({"it": mean(values)})["it"])
     half = 1.96 * values.std() / math.sqrt(400)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+
+
+def test_a_resample_is_as_large_as_the_set():
+    assert set(bootstrap({"drawn": Score(7, lambda weights: weights.sum())})["drawn"]) == {7}
 
 
 def test_the_same_seed_draws_the_same_and_all_scores_share_the_draws():
