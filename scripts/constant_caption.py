@@ -13,7 +13,7 @@ from rich.progress import track
 
 from mmgpt.config import DataConfig
 from mmgpt.data.readers import read_samples
-from mmgpt.evaluation.metrics import bleu, cider, tokenize
+from mmgpt.evaluation.metrics.captions import bleu, cider, tokenize
 
 CANDIDATES, PICTURES = 150, 400
 
@@ -31,11 +31,11 @@ def main(folder: str) -> None:
     captions = sorted({answer for sample in train for answer in sample.answers}, key=usual, reverse=True)[:CANDIDATES]
     some = random.Random(0).sample(train, PICTURES)
     truths = [sample.answers for sample in some]
-    scores = {caption: cider([caption] * PICTURES, truths) for caption in track(captions, transient=True)}
+    scores = {caption: cider([caption] * PICTURES, truths).value for caption in track(captions, transient=True)}
     best = max(captions, key=scores.__getitem__)
     answers = [sample.answers for sample in dev]
-    print(f"{best!r} on {len(dev)} dev pictures: CIDEr-D {100 * cider([best] * len(dev), answers):.1f}, ", end="")
-    print(f"BLEU-4 {100 * bleu([best] * len(dev), answers)[3]:.1f}")
+    print(f"{best!r} on {len(dev)} dev pictures: CIDEr-D {100 * cider([best] * len(dev), answers).value:.1f}, ", end="")
+    print(f"BLEU-4 {100 * bleu([best] * len(dev), answers)[3].value:.1f}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mmgpt.config import DataConfig
 from mmgpt.content import Message
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
-from mmgpt.evaluation.metrics import bleu, cider
+from mmgpt.evaluation.metrics.captions import bleu, cider
 from mmgpt.evaluation.runner import answer_all
 from mmgpt.generation import Decoding
 
@@ -39,8 +39,8 @@ def main(checkpoint: str, folder: str) -> None:
         answered = answer_all(assistant, samples, Decoding(beams=3), "asking").answered
         captions = [one.prediction for one in answered]
         print(
-            f"{'int8' if int8 else 'float32':8} CIDEr-D {100 * cider(captions, truths):.1f}, "
-            f"BLEU-4 {100 * bleu(captions, truths)[3]:.1f} on {len(samples)} dev pictures"
+            f"{'int8' if int8 else 'float32':8} CIDEr-D {100 * cider(captions, truths).value:.1f}, "
+            f"BLEU-4 {100 * bleu(captions, truths)[3].value:.1f} on {len(samples)} dev pictures"
         )
     same = (found[0] == found[1]).float().mean()
     print(f"the same likeliest token at {100 * same:.2f} % of {len(found[0]):,} places")

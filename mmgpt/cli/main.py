@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",
     "transcribe": "write down speech",
+    "score": "score predictions of any system against references",
     "info": "what a checkpoint is: sizes, modalities, training, scores",
 }
 

@@ -164,7 +164,8 @@ def _table(scores: Sequence[TaskScore]) -> str:
 
 
 def _row(score: TaskScore) -> str:
-    values = [score.score, *(value for value in (score.control, score.goal, score.chance) if value is not None)]
+    beside = (score.control, score.goal, score.chance, *(score.interval or ()))
+    values = [score.score, *(value for value in beside if value is not None)]
     told = [f"{score.task}: {score.shown(score.score)}"]
     details = []
     if score.interval is not None:

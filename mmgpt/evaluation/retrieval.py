@@ -15,7 +15,7 @@ from mmgpt.batch import MediaInput
 from mmgpt.content import Text
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
-from mmgpt.evaluation.metrics import interval
+from mmgpt.evaluation.metrics.score import wilson
 from mmgpt.evaluation.report import TaskScore
 from mmgpt.pairing import matches
 
@@ -116,7 +116,7 @@ def _scores(task: str, way: Retrieval) -> list[TaskScore]:
     scores = []
     for depth in (depth for depth in DEPTHS if depth < way.items):
         recall = way.recall(depth)
-        own = interval(round(recall * n), n)
+        own = wilson(round(recall * n), n)
         scores.append(TaskScore(task, recall, n, metric=f"R@{depth}", interval=own, chance=way.chance(depth)))
     # As a share of all, which, shown in percent as scores are, is small where a right one comes soon.
     median, chance = way.median() / way.items, way.chance_median() / way.items

@@ -12,7 +12,9 @@ from mmgpt.content import Audio, Image, Text, Video
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
-from mmgpt.evaluation.metrics import bleu, cider, exact_match, interval, is_match, word_error_rate
+from mmgpt.evaluation.metrics.captions import bleu, cider
+from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
+from mmgpt.evaluation.metrics.text import exact_match, is_match, word_error_rate
 from mmgpt.evaluation.report import ReportSample, TaskScore
 from mmgpt.generation import Decoding
 from mmgpt.processor import TooLongError
@@ -49,10 +51,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a list of predictions is scored against their references, as a fraction, and how it is called."""
+    """How a list of predictions is scored against their references, and how it is called."""
 
     name: str
-    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
     unit: str = "%"
     lower_is_better: bool = False
 
@@ -139,25 +141,27 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
         task,
         score,
         len(answered),
-        interval=interval(round(score * len(answered)), len(answered)),
+        interval=wilson(round(score * len(answered)), len(answered)),
         control=share(control) if control else None,
         groups={name: (share(some), len(some)) for name, some in sorted(groups.items())},
     )
 
 
 def _measured(task: str, answered: list[Answered], control: list[Answered], metric: Metric) -> TaskScore:
-    def value(some: list[Answered]) -> float:
+    def measure(some: list[Answered]) -> Score:
         return metric.compute([one.prediction for one in some], [one.sample.answers for one in some])
 
-    score, n = value(answered), len(answered)
+    score = measure(answered)
+    value, n = score.value, len(answered)
+    share = metric.compute is exact_match
     return TaskScore(
         task,
-        score,
+        value,
         n,
         metric=metric.name,
         unit=metric.unit,
-        interval=interval(round(score * n), n) if metric.compute is exact_match else None,
-        control=value(control) if control else None,
+        interval=wilson(round(value * n), n) if share else percentiles(bootstrap({metric.name: score})[metric.name]),
+        control=measure(control).value if control else None,
         lower_is_better=metric.lower_is_better,
     )
 

@@ -187,7 +187,7 @@ class ShowSamples(L.Callback):
         answered = answer_all(assistant, self.samples, Decoding()).answered
         if answered:
             score = pl_module.metric([a.prediction for a in answered], [a.sample.answers for a in answered])
-            pl_module.log("val_score", score, prog_bar=True, batch_size=len(answered))
+            pl_module.log("val_score", score.value, prog_bar=True, batch_size=len(answered))
             folder = self.out / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             write_contact_sheet(folder / f"step-{trainer.global_step:06d}.png", [shown_answer(a) for a in answered])

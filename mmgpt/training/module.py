@@ -18,7 +18,9 @@ from mmgpt.config import LoraConfig, LossPer, OptimizerConfig
 from mmgpt.data.loader import Step
 from mmgpt.distributed import summed
 from mmgpt.errors import TrainingError, shown
-from mmgpt.evaluation.metrics import cider, exact_match
+from mmgpt.evaluation.metrics.captions import cider
+from mmgpt.evaluation.metrics.score import Score
+from mmgpt.evaluation.metrics.text import exact_match
 from mmgpt.model import Loss, MultimodalGPT
 from mmgpt.training.lora import add_lora
 from mmgpt.training.meter import LOGGED, Meter, progress
@@ -28,7 +30,7 @@ from mmgpt.training.parts import parameter_groups, train_only
 
 # A document of two tokens, for a process that has none where all must run the model.
 BLANK = Batch(torch.zeros(2, dtype=torch.long), torch.tensor([False, True]), [2], [""], {})
-Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
 
 
 class MultimodalModule(L.LightningModule):

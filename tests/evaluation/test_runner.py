@@ -10,7 +10,8 @@ from mmgpt.content import Image, Message
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation import runner
-from mmgpt.evaluation.metrics import cider, exact_match
+from mmgpt.evaluation.metrics.captions import cider
+from mmgpt.evaluation.metrics.text import exact_match
 from mmgpt.evaluation.runner import answer_all, evaluate, shown
 from mmgpt.generation import Decoding
 
@@ -71,7 +72,7 @@ def test_a_model_that_is_right_scores_one_and_less_with_shuffled_media(assistant
 def test_the_control_is_the_score_of_the_same_questions_with_other_media(assistant, right):
     (score,) = evaluate(assistant, right, DECODING, seed=5).scores
     spoilt = answer_all(assistant, shuffle_media(right, np.random.default_rng(5)), DECODING).answered
-    assert score.control == exact_match([one.prediction for one in spoilt], [one.answers for one in right])
+    assert score.control == exact_match([one.prediction for one in spoilt], [one.answers for one in right]).value
 
 
 def test_there_is_no_control_without_media(assistant):
@@ -101,7 +102,7 @@ def test_a_metric_gets_predictions_and_all_references(assistant, pictures):
     samples = [dataclasses.replace(one, task="caption", answers=("a red circle", "a dog")) for one in pictures]
     evaluation = evaluate(assistant, samples, DECODING)
     predictions = [one.prediction for one in evaluation.answered]
-    assert evaluation.scores[0].score == cider(predictions, [one.answers for one in samples])
+    assert evaluation.scores[0].score == cider(predictions, [one.answers for one in samples]).value
 
 
 def test_a_judge_decides_and_groups_are_told_apart_from_the_rest(assistant, pictures):

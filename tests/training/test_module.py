@@ -8,7 +8,8 @@ from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.errors import TrainingError
-from mmgpt.evaluation.metrics import cider, exact_match
+from mmgpt.evaluation.metrics.captions import cider
+from mmgpt.evaluation.metrics.text import exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.training.module import (
@@ -49,7 +50,7 @@ def test_without_a_warm_up_it_begins_next_to_the_peak():
 def test_the_presets_differ_in_what_answers_are_scored_with(fresh):
     assert CaptioningModule(fresh).metric is cider
     assert QAModule(fresh).metric is exact_match
-    assert MultimodalModule(fresh).metric(["a"], [["a"]]) == 1.0
+    assert MultimodalModule(fresh).metric(["a"], [["a"]]).value == 1.0
 
 
 def sample(number: int, *answers: str) -> Sample:
