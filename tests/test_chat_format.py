@@ -83,7 +83,10 @@ def test_a_missing_file_is_told_apart(folder):
     ("part", "message"),
     [
         ("text", r'is a string; a part is an object with "type"'),
-        ({"text": "a"}, r"unknown part type None; types are text, image_url, video_url, input_audio, image, audio, video"),
+        (
+            {"text": "a"},
+            r"unknown part type None; types are text, image_url, video_url, input_audio, image, audio, video",
+        ),
         ({"type": "hologram"}, r'unknown part type "hologram"'),
         ({"type": ["image"]}, r"unknown part type \['image'\]"),
         ({"type": "text"}, r'"text" is missing; it is a string'),

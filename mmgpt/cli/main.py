@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",
     "transcribe": "write down speech",
+    "serve": "answer the clients of OpenAI's API, many at once",
     "info": "what a checkpoint is: sizes, modalities, training, scores",
 }
 
