@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmgpt.cli import options
 from mmgpt.errors import ConfigError
-from mmgpt.serving.settings import ENVIRONMENT, Limits, read_keys
+from mmgpt.serving.settings import ENVIRONMENT, Limits, listen, read_keys
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -49,13 +49,13 @@ def main(arguments: list[str]) -> None:
 
     keys = read_keys(args.api_keys)
     limits = Limits(**{limit.name: getattr(args, f"max_{limit.name}") for limit in fields(Limits)})
+    listening = listen(args.host, args.port)
     try:
-        from mmgpt.serving.server import listen, serve
+        from mmgpt.serving.server import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve: needs {error.name}; install it with `uv sync --extra serve`") from None
     import mmgpt
 
-    listening = listen(args.host, args.port)
     if not keys and args.host not in LOCAL:
         print(f"mmgpt: warning: {args.host} without --api-keys: whoever reaches it may ask", file=sys.stderr)
     name = Path(args.model).name or Path(args.model).resolve().name

@@ -45,8 +45,11 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            async with asyncio.timeout(STALLED_SECONDS):
-                await send(message)
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise LeftError from None
 
         try:
             await self._let_in(scope, Body(receive), sent)
@@ -56,17 +59,16 @@ class Gate:
             self.service.metrics.seconds.labels(path).observe(time.monotonic() - began)
 
     async def _let_in(self, scope: Scope, body: "Body", send: Send) -> None:
-        headers, most = Headers(scope=scope), self.service.limits.body
+        most = self.service.limits.body
         try:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
+            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             if self.keys and scope["path"] != "/health" and not (scheme.lower() == "bearer" and self.keys.know(key)):
                 raise APIError(401, "no valid API key; send one as Authorization: Bearer KEY", code="invalid_api_key")
             if scope["method"] != "POST":
                 await self.app(scope, body.receive, send)
                 return
             with self.service.place():
-                length = headers.get("content-length", "")
-                whole = await body.read(most if not length.isdecimal() or int(length) <= most else 0)
+                whole = await body.read(most)
                 await self._serve(scope, whole, body.receive, send)
         except APIError as error:
             # Who is still sending might not read the answer otherwise. No more than as much again is taken.
@@ -95,7 +97,7 @@ class Gate:
 
 
 class LeftError(Exception):
-    """The client left while it was sending."""
+    """The client left while it was sending, or takes nothing any more."""
 
 
 class Body:

@@ -7,7 +7,6 @@ from types import FrameType
 import uvicorn
 
 from mmgpt.assistant import Assistant
-from mmgpt.errors import ConfigError
 from mmgpt.serving.app import build_app
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits
@@ -38,15 +37,6 @@ class Server(uvicorn.Server):
         for listening in sockets or []:
             host, port = listening.getsockname()[:2]
             print(f"serving {self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises ConfigError if it cannot."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen at {host}:{port} ({reason}); choose another --host or --port") from None
 
 
 def serve(

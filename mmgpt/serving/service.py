@@ -178,6 +178,8 @@ class Service:
 
         So they are refused before media are decoded, and what is far beyond before it is tokenized.
         """
+        for text in texts:
+            text.encode()  # raises for what is no Unicode
         characters, most = sum(map(len, texts)), self.context * self.tokenizer.longest
         if characters > most:
             raise TooLongError(

@@ -1,8 +1,9 @@
-"""What a server allows: limits, and who may ask. Free of torch and FastAPI, so that --help is quick."""
+"""How a server is set up: limits, who may ask, and where. Free of torch and FastAPI, so that --help is quick."""
 
 import hashlib
 import hmac
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def read_keys(path: str | None) -> Keys:
     if not keys:
         raise ConfigError(f"{where}: no API key there; write one to a line, or leave it out to serve everybody")
     return Keys(keys)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises ConfigError if it cannot."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen at {host}:{port} ({reason}); choose another --host or --port") from None
 
 
 def _digest(key: str) -> bytes:

@@ -19,9 +19,8 @@ import uvicorn
 from mmgpt.assistant import Assistant
 from mmgpt.media.write import write_video
 from mmgpt.serving.app import build_app
-from mmgpt.serving.server import listen
 from mmgpt.serving.service import Service
-from mmgpt.serving.settings import Keys, Limits
+from mmgpt.serving.settings import Keys, Limits, listen
 
 
 @dataclass(frozen=True)
