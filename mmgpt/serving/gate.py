@@ -53,6 +53,8 @@ class Gate:
 
         try:
             await self._let_in(scope, Body(receive), sent)
+        except LeftError:
+            pass
         finally:
             path = scope["path"] if scope["path"] in PATHS else "other"
             self.service.metrics.requests.labels(path, status).inc()
@@ -74,8 +76,6 @@ class Gate:
             # Who is still sending might not read the answer otherwise. No more than as much again is taken.
             await body.skip(most)
             await error.response()(scope, body.receive, send)
-        except LeftError:
-            pass
 
     async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         pending = [{"type": "http.request", "body": body, "more_body": False}]

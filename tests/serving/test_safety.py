@@ -8,6 +8,8 @@ import time
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from servers import audio_part, image_part, png, running, text_part, user, wav
 
 from mmgpt.errors import ConfigError
@@ -351,3 +353,52 @@ def test_who_takes_nothing_any_more_loses_his_place(server, monkeypatch):
     client = Stuck([b"{}"], takes=2, ends=True)
     asyncio.run(gate.Gate(app, server.service, Keys([]))(SCOPE, client.receive, client.send))
     assert (len(client.taken), closed, server.service.running) == (2, [True], 0)
+
+
+numbers = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400), st.sampled_from([0, 1, 2, 0.5])
+)
+anything = st.recursive(
+    numbers | st.text(max_size=5) | st.sampled_from(["user", "assistant", "text", "image_url", "data:;base64,AA"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "role", "content", "url", "image_url", "schema"]), inner)
+    ),
+    max_leaves=6,
+)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant"]), "content": st.text(max_size=9)}),
+    min_size=1,
+    max_size=3,
+)
+OPTIONS = (
+    "temperature top_p n seed stop stream stream_options logprobs top_logprobs frequency_penalty presence_penalty "
+    "response_format model user tools"
+)
+bodies = st.fixed_dictionaries(
+    {"messages": messages | anything, "max_tokens": st.just(2) | anything},
+    optional=dict.fromkeys(OPTIONS.split(), numbers | anything),
+)
+
+
+@given(asked=bodies)
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_sent_is_answered_or_refused_and_never_fails(server, asked):
+    told = server.http.post(CHAT, content=json.dumps(asked), headers={"Content-Type": "application/json"})
+    assert told.status_code in (200, 400, 404), told.text
+    if told.status_code != 200:
+        assert told.json()["error"]["message"]
+    elif asked.get("stream") in (None, False, 0):
+        assert told.json()["choices"]
+    else:
+        assert told.text.endswith("data: [DONE]\n\n")
+        assert "server_error" not in told.text
+
+
+@pytest.mark.parametrize("depth", [50, 400, 900, 50_000])
+def test_a_deep_schema_is_answered_or_refused(server, depth):
+    schema = '{"type":"object","properties":{"a":' * depth + '{"type":"object"}' + "}}" * depth
+    shape = f'{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}'
+    body = f'{{"messages":[{{"role":"user","content":"What?"}}],"max_tokens":2,"response_format":{shape}}}'
+    told = server.http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert told.status_code in (200, 400)
