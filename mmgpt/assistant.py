@@ -14,7 +14,7 @@ from mmgpt.batch import Example, collate
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.data.folders import PARTS
 from mmgpt.errors import ConfigError, shown
-from mmgpt.generation import Answer, Decoding, Engine
+from mmgpt.generation import Answer, Decoding, Engine, settled
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor, TooLongError
 from mmgpt.tasks import TASKS
@@ -82,9 +82,7 @@ class Assistant:
         settings = Decoding(**decoding)
         told = ""
         for answer in self.engine.stream(self.processor.encode_prompt(_prompt(prompt)), settings):
-            text = answer.text
-            if answer.finish == "cancelled":  # not yet at its end: hold back what may still change
-                text = text[: len(text) - _unsettled(text, settings.stop)]
+            text = settled(answer, settings.stop)
             if len(text) > len(told):
                 yield text[len(told) :]
                 told = text
@@ -229,13 +227,3 @@ def _embeddable(source: Embedded) -> Part:
 def _prompt(prompt: str | Part | Sequence[str | Part]) -> list[Message]:
     parts = [prompt] if isinstance(prompt, str | Text | Image | Audio | Video) else list(prompt)
     return [Message.of("user", *parts)]
-
-
-def _unsettled(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of the text may still change or be cut off.
-
-    A character may take several tokens; until the last of them it decodes to the replacement mark. What may be the
-    beginning of a stop text is one only once the rest has come.
-    """
-    beginnings = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-    return max([len(text) - len(text.rstrip("�")), *beginnings])

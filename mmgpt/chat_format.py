@@ -4,6 +4,7 @@
 |---|---|
 | `{"type": "text", "text": "…"}` | text |
 | `{"type": "image_url", "image_url": {"url": "data:…" or a file}}` | image |
+| `{"type": "video_url", "video_url": {"url": "data:…" or a file}}` | video |
 | `{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}` | audio |
 | `{"type": "image", "image" or "path" or "url": "data:…" or a file}`, `audio` and `video` alike | that medium |
 """
@@ -19,7 +20,8 @@ from mmgpt.errors import DataError, shown
 from mmgpt.folder import MediaFolder
 
 _MEDIA = {"image": Image, "audio": Audio, "video": Video}
-_TYPES = ("text", "image_url", "input_audio", *_MEDIA)
+_URLS = {"image_url": Image, "video_url": Video}
+_TYPES = ("text", *_URLS, "input_audio", *_MEDIA)
 
 
 def parse_messages(conversation: Any, folder: MediaFolder | None) -> list[Message]:
@@ -65,8 +67,8 @@ def _part(part: Any, where: str, folder: MediaFolder | None) -> Part:
     kind = part.get("type")
     if kind == "text":
         return Text(_string(part, "text", where))
-    if kind == "image_url":
-        return Image(_source(_string(part.get("image_url"), "url", f"{where}.image_url"), where, folder))
+    if isinstance(kind, str) and kind in _URLS:
+        return _URLS[kind](_source(_string(part.get(kind), "url", f"{where}.{kind}"), where, folder))
     if kind == "input_audio":
         return Audio(_decoded(_string(part.get("input_audio"), "data", f"{where}.input_audio"), where))
     if not isinstance(kind, str) or kind not in _MEDIA:

@@ -36,11 +36,11 @@ class Image:
 
     source: "str | Path | bytes | Stored | PIL.Image.Image | np.ndarray"
 
-    def load(self) -> "PIL.Image.Image":
+    def load(self, max_pixels: int = 100_000_000) -> "PIL.Image.Image":
         """The decoded picture, upright, RGB. Raises MediaError."""
         from mmgpt.media import load_image
 
-        return load_image(self.source)
+        return load_image(self.source, max_pixels=max_pixels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from mmgpt.encoders.preprocessing import to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
 from mmgpt.media import Waveform
+from mmgpt.media.image import MAX_PIXELS
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
 
@@ -46,6 +47,7 @@ class Processor:
         tokenizer: The model's tokenizer.
         augment: Called on each decoded picture while training, before it is resized.
         caches: Where the tokens of frozen encoders are kept, by modality; media found there are not decoded.
+        max_pixels: Larger pictures are refused before they are decoded.
 
     Raises:
         ConfigError: augment and a cache of pictures, which would then be the same for ever.
@@ -57,6 +59,7 @@ class Processor:
         tokenizer: Tokenizer,
         augment: Callable[[PIL.Image.Image], PIL.Image.Image] | None = None,
         caches: Mapping[str, EncoderCache] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         if augment is not None and caches and "image" in caches:
             raise ConfigError("cache: pictures changed at random have no features to keep; leave out one of the two")
@@ -64,6 +67,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.augment = augment
         self.caches = caches or {}
+        self.max_pixels = max_pixels
 
     def encode(self, conversation: Sequence[Message], *, where: str = "") -> Example:
         """The example of a whole conversation; all its assistant messages are supervised.
@@ -157,7 +161,7 @@ class Processor:
     def _image(self, part: Image) -> MediaInput:
         self._require("image")
         assert self.config.image is not None
-        picture = part.load()
+        picture = part.load(self.max_pixels)
         if self.augment is not None:
             picture = self.augment(picture)
         grid = image_grid(self.config.image)

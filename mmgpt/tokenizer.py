@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -95,6 +96,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self._bpe.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def longest(self) -> int:
+        """Most characters that one token stands for."""
+        return max(map(len, self._bpe.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str) -> list[int]:
         return self._bpe.encode(text, add_special_tokens=False).ids

@@ -40,6 +40,7 @@ def test_a_conversation_is_an_object_with_messages_or_the_list():
     ("part", "medium"),
     [
         ({"type": "image_url", "image_url": {"url": URL, "detail": "low"}}, Image),
+        ({"type": "video_url", "video_url": {"url": URL}}, Video),
         ({"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}}, Audio),
         ({"type": "input_audio", "input_audio": {"data": DATA[:5] + "\n" + DATA[5:], "format": "wav"}}, Audio),
         ({"type": "image", "image": URL}, Image),
@@ -82,7 +83,10 @@ def test_a_missing_file_is_told_apart(folder):
     ("part", "message"),
     [
         ("text", r'is a string; a part is an object with "type"'),
-        ({"text": "a"}, r"unknown part type None; types are text, image_url, input_audio, image, audio, video"),
+        (
+            {"text": "a"},
+            r"unknown part type None; types are text, image_url, video_url, input_audio, image, audio, video",
+        ),
         ({"type": "hologram"}, r'unknown part type "hologram"'),
         ({"type": ["image"]}, r"unknown part type \['image'\]"),
         ({"type": "text"}, r'"text" is missing; it is a string'),

@@ -213,3 +213,10 @@ def test_sounds_of_odd_rates_are_resampled_in_little_memory(processor):
 def test_a_sound_of_any_rate_has_no_more_samples_than_it_lasts(processor, rate):
     two_seconds = processor.media_input(Audio(np.zeros(2 * rate, dtype=np.float32), rate)).data
     assert 15_990 <= len(two_seconds) <= 16_000
+
+
+def test_a_processor_may_have_a_lower_limit_of_pixels(model, tokenizer):
+    picture = some_image(0, size=40)
+    Processor(model.config, tokenizer, max_pixels=1600).media_input(picture)
+    with pytest.raises(MediaError, match="over 1,599 pixels"):
+        Processor(model.config, tokenizer, max_pixels=1599).media_input(picture)

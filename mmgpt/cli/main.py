@@ -18,6 +18,7 @@ COMMANDS = {
     "ask": "answer a question about pictures, sounds or videos",
     "transcribe": "write down speech",
     "score": "score predictions of any system against references",
+    "serve": "answer the clients of OpenAI's API, many at once",
     "info": "what a checkpoint is: sizes, modalities, training, scores",
 }
 

@@ -1,6 +1,7 @@
 """How new tokens are chosen, as the user sets it, and what comes back."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,3 +120,16 @@ class Answer:
     text: str
     finish: Literal["stop", "length", "cancelled"]
     choices: list[Choice] | None = None
+
+
+def settled(answer: Answer, stops: Sequence[str]) -> str:
+    """The text of an answer under way as far as it stays as it is; all of one that is finished.
+
+    A character may take several tokens; until the last of them it decodes to the replacement mark. What may be the
+    beginning of a stop text is one only once the rest has come.
+    """
+    text = answer.text
+    if answer.finish != "cancelled":
+        return text
+    beginnings = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return text[: len(text) - max([len(text) - len(text.rstrip("�")), *beginnings])]

@@ -33,11 +33,12 @@ CAPACITY_STEP = 64  # tokens; the cache's capacity is a multiple of it
 
 @dataclass(eq=False)
 class Request:
-    """One prompt and what has come of it. `answers` are complete once `done`."""
+    """One prompt and what has come of it. `answers` are complete once `done`; `error` is why they never will be."""
 
     prompt: Example
     decoding: Decoding
     searches: "list[Search]" = field(default_factory=list)
+    error: ConfigError | None = None
 
     @property
     def done(self) -> bool:
@@ -74,7 +75,7 @@ class Search:
 
 
 class Engine:
-    """Decodes requests with one model. Not to be used from several threads at once.
+    """Decodes requests with one model. Not to be used from several threads at once, but for `prepare`.
 
     Args:
         model: The model, in evaluation mode.
@@ -103,9 +104,13 @@ class Engine:
 
     def submit(self, prompt: Example, decoding: Decoding | None = None) -> Request:
         """Put a prompt in line. Raises TooLongError if it leaves no room to answer, ConfigError if it never can fit."""
-        request = self._request(prompt, decoding or Decoding())
-        self.waiting.extend(request.searches)
+        request = self.prepare(prompt, decoding or Decoding())
+        self.enter(request)
         return request
+
+    def enter(self, request: Request) -> None:
+        """Put a request in line that `prepare` made."""
+        self.waiting.extend(request.searches)
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
@@ -117,12 +122,13 @@ class Engine:
 
     def run(self, prompts: Sequence[Example], decoding: Decoding | None = None) -> list[list[Answer]]:
         """The answers to each prompt. No work is begun if one of them cannot be decoded."""
-        requests = [self._request(prompt, decoding or Decoding()) for prompt in prompts]
+        requests = [self.prepare(prompt, decoding or Decoding()) for prompt in prompts]
         for request in requests:
-            self.waiting.extend(request.searches)
+            self.enter(request)
         try:
             while not all(request.done for request in requests):
                 self.step()
+                _raise_error(requests)
         finally:  # whoever is interrupted leaves nothing behind
             for request in requests:
                 self.cancel(request)
@@ -134,6 +140,7 @@ class Engine:
         try:
             while not request.done:
                 self.step()
+                _raise_error([request])
                 yield request.answers[0]
         finally:
             self.cancel(request)
@@ -156,13 +163,19 @@ class Engine:
                     continue
                 self._keep(search)
                 search.features, count = [], 1
-            self._advance(search, logits[start : start + count], likeliest[start : start + count])
+            try:
+                self._advance(search, logits[start : start + count], likeliest[start : start + count])
+            except ConfigError as error:  # a constraint that became too complex; whoever shares the batch goes on
+                search.request.error = error
             start += count
+        for request in {search.request for search, _ in feeds if search.request.error is not None}:
+            self.cancel(request)
         self._leave()
 
     # Letting in and out
 
-    def _request(self, prompt: Example, decoding: Decoding) -> Request:
+    def prepare(self, prompt: Example, decoding: Decoding) -> Request:
+        """A request that is not in line yet: what of it needs no model, in any thread. Raises as `submit` does."""
         room = min(decoding.max_new_tokens, self.model.config.gpt.context - len(prompt))
         if room < 1:
             raise TooLongError(
@@ -414,6 +427,12 @@ class Engine:
     def _weights_now(self) -> int:
         """Changes whenever a parameter does: torch counts how often each was written."""
         return sum(parameter._version for parameter in self.model.parameters() if not parameter.is_inference())
+
+
+def _raise_error(requests: Sequence[Request]) -> None:
+    for request in requests:
+        if request.error is not None:
+            raise request.error
 
 
 def _media_key(prompt: Example) -> bytes:

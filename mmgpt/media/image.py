@@ -39,52 +39,55 @@ with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-def load_image(source: "str | os.PathLike[str] | bytes | Stored | PIL.Image.Image | np.ndarray") -> PIL.Image.Image:
+def load_image(
+    source: "str | os.PathLike[str] | bytes | Stored | PIL.Image.Image | np.ndarray", *, max_pixels: int = MAX_PIXELS
+) -> PIL.Image.Image:
     """Decodes a picture: upright by its EXIF tag, RGB, transparency on white; of an animation the first frame.
 
     Args:
         source: A path, the bytes of a file (one of FORMATS), a PIL image, or uint8 (height, width, 3).
+        max_pixels: A larger one is refused from its header, before it is decoded.
 
     Raises:
-        MediaError: It is missing, damaged, of another format, or has more than MAX_PIXELS.
+        MediaError: It is missing, damaged, of another format, or too large.
     """
     name = name_of(source)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     if isinstance(source, PIL.Image.Image):
         with told_as_media_error(name, "a picture"):
-            return _upright_rgb(source, name)
+            return _upright_rgb(source, name, max_pixels)
     with opened(source) as file, told_as_media_error(name, "a picture"):
         try:
             image = PIL.Image.open(file, formats=FORMATS)
         except PIL.UnidentifiedImageError as error:
             raise MediaError(f"{name}: is damaged or not a picture; formats: {', '.join(FORMATS)}") from error
         except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-            raise MediaError(f"{name}: is larger than {MAX_PIXELS:,} pixels; scale it down") from error
+            raise MediaError(f"{name}: is larger than {max_pixels:,} pixels; scale it down") from error
         with image:
-            return _upright_rgb(image, name)
+            return _upright_rgb(image, name, max_pixels)
 
 
-def _from_array(array: np.ndarray) -> PIL.Image.Image:
+def _from_array(array: np.ndarray, max_pixels: int) -> PIL.Image.Image:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise MediaError(
             f"array: a picture is uint8 (height, width, 3) in 0..255, not {array.dtype} {array.shape}; convert it"
         )
-    _check_size("array", array.shape[1], array.shape[0])
+    _check_size("array", array.shape[1], array.shape[0], max_pixels)
     return PIL.Image.fromarray(array)
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height == 0:
         raise MediaError(f"{name}: has no pixels ({width} x {height}); remove it")
-    if width * height > MAX_PIXELS:
-        raise MediaError(f"{name}: {width} x {height} is over {MAX_PIXELS:,} pixels; scale it down")
+    if width * height > max_pixels:
+        raise MediaError(f"{name}: {width} x {height} is over {max_pixels:,} pixels; scale it down")
 
 
-def _upright_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    _check_size(name, *image.size)
+def _upright_rgb(image: PIL.Image.Image, name: str, max_pixels: int) -> PIL.Image.Image:
+    _check_size(name, *image.size, max_pixels)
     image.load()
-    _check_size(name, *image.size)  # the picture inside an icon may differ from its header
+    _check_size(name, *image.size, max_pixels)  # the picture inside an icon may differ from its header
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # bad EXIF data around a good picture

@@ -9,7 +9,7 @@ import pytest
 
 from mmgpt.cli.main import COMMANDS
 
-HEAVY = ("torch", "timm", "lightning", "transformers", "numpy", "av")
+HEAVY = ("torch", "timm", "lightning", "transformers", "numpy", "av", "fastapi", "uvicorn")
 
 
 def test_import_and_every_help_load_nothing_heavy():

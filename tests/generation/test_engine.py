@@ -1,5 +1,6 @@
 import dataclasses
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -352,3 +353,53 @@ def test_order_of_arrival_does_not_matter(model, tokenizer, processor):
     answers = Engine(model, tokenizer, rows=3).run(examples, way)
     others = Engine(model, tokenizer, rows=4).run([examples[i] for i in shuffled], way)
     assert [answers[i] for i in shuffled] == others
+
+
+class Fickle:
+    """A constraint that becomes too complex after some tokens, as grammars may."""
+
+    def __init__(self, vocabulary: int, patience: int):
+        self.vocabulary, self.patience = vocabulary, patience
+
+    def allowed(self) -> torch.Tensor:
+        return torch.ones(self.vocabulary, dtype=torch.bool)
+
+    def accept(self, token: int) -> None:
+        self.patience -= 1
+        if not self.patience:
+            raise ConfigError("too complex")
+
+
+def test_a_request_that_fails_on_its_way_disturbs_nobody(model, tokenizer, processor, monkeypatch):
+    fine, bad = prompt(processor, some_image(1), "word"), prompt(processor, "What?")
+    drawn = Decoding(max_new_tokens=12, temperature=1.0, n=2, seed=1)
+    failing = Decoding(max_new_tokens=12, temperature=1.0, n=3, seed=2, regex="never read")
+    [alone] = Engine(model, tokenizer).run([fine], drawn)
+    engine = Engine(model, tokenizer, rows=4)  # so that one of the failing answers still waits
+    monkeypatch.setattr(engine, "_constraint", lambda way: Fickle(len(tokenizer), 3) if way.regex else None)
+    requests = [engine.submit(fine, drawn), engine.submit(bad, failing)]
+    while not all(request.done for request in requests):
+        engine.step()
+    assert requests[0].answers == alone
+    assert requests[0].error is None
+    assert str(requests[1].error) == "too complex"
+    assert not engine.active
+    assert not engine.waiting
+    assert engine.run([fine], drawn) == [alone]
+    for attempt in (lambda: engine.run([fine, bad], failing), lambda: list(engine.stream(bad, failing))):
+        with pytest.raises(ConfigError, match="too complex"):
+            attempt()
+        assert not engine.active
+
+
+def test_requests_made_in_other_threads_are_answered_as_those_submitted(model, tokenizer, processor):
+    way = Decoding(max_new_tokens=8, temperature=1.0, seed=5, regex="[a-e]{3,9}")
+    examples = [prompt(processor, some_image(i), "word " * i) for i in range(6)]
+    engine = Engine(model, tokenizer)
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(lambda example: engine.prepare(example, way), examples))
+    for request in made:
+        engine.enter(request)
+    while not all(request.done for request in made):
+        engine.step()
+    assert [request.answers for request in made] == Engine(model, tokenizer).run(examples, way)

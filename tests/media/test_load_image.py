@@ -219,3 +219,12 @@ def test_damaged_files_decode_or_are_refused(file, changes):
     except MediaError as error:
         told = str(error)
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("source", ["bytes", "array", "picture"])
+def test_the_callers_limit_of_pixels_holds_for_every_source(source):
+    image = PIL.Image.fromarray(UPRIGHT)
+    given_as = {"bytes": encoded(image), "array": UPRIGHT, "picture": image}[source]
+    assert load_image(given_as, max_pixels=35).size == (7, 5)
+    with pytest.raises(MediaError, match="7 x 5 is over 34 pixels; scale it down"):
+        load_image(given_as, max_pixels=34)

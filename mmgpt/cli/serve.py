@@ -1,0 +1,76 @@
+"""mmgpt serve: a model behind OpenAI's API."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from mmgpt.cli import options
+from mmgpt.errors import ConfigError
+from mmgpt.serving.settings import ENVIRONMENT, Limits, listen, read_keys
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def main(arguments: list[str]) -> None:
+    parser = options.parser("serve", "Serve a model to the clients of OpenAI's API, many at once.")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=options.DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a trained model, or one of the Hub; clients call it by its last name (default: %(default)s)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes one that is free (default: %(default)s)")
+    parser.add_argument(
+        "--api-keys", metavar="FILE", help=f"who may ask: one key to a line (default: {ENVIRONMENT}, or everybody)"
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a web page's origin that may ask; repeatable",
+    )
+    parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
+    parser.add_argument(
+        "--rows", type=_positive, default=32, metavar="N", help="answers decoded at once (default: %(default)s)"
+    )
+    for limit in fields(Limits):
+        parser.add_argument(
+            f"--max-{limit.name}",
+            type=_positive,
+            default=limit.default,
+            metavar="N",
+            help=f"most {limit.metadata['help']} (default: %(default)s)",
+        )
+    args = parser.parse_args(arguments)
+
+    keys = read_keys(args.api_keys)
+    limits = Limits(**{limit.name: getattr(args, f"max_{limit.name}") for limit in fields(Limits)})
+    listening = listen(args.host, args.port)
+    try:
+        from mmgpt.serving.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve: needs {error.name}; install it with `uv sync --extra serve`") from None
+    import mmgpt
+
+    if not keys and args.host not in LOCAL:
+        print(f"mmgpt: warning: {args.host} without --api-keys: whoever reaches it may ask", file=sys.stderr)
+    name = Path(args.model).name or Path(args.model).resolve().name
+    serve(
+        mmgpt.load(args.model, int8=args.int8),
+        name,
+        listening,
+        limits=limits,
+        keys=keys,
+        origins=args.allow_origin,
+        rows=args.rows,
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

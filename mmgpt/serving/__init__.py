@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: one model, many requests, decoded together in one engine."""

@@ -1,0 +1,288 @@
+"""The endpoints of OpenAI's API."""
+
+import base64
+import logging
+import struct
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Form
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mmgpt.generation import Answer, Choice, Request, settled
+from mmgpt.serving import schema
+from mmgpt.serving.errors import as_api_error, tell_errors
+from mmgpt.serving.gate import Gate
+from mmgpt.serving.service import Service
+from mmgpt.serving.settings import Keys
+from mmgpt.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not know
+log = logging.getLogger(__name__)
+
+
+class Events(StreamingResponse):
+    """Server-sent events. Their source is closed whenever the response ends, be it that the client left."""
+
+    def __init__(self, events: AsyncGenerator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self.events):
+            await super().__call__(scope, receive, send)
+
+
+def build_app(service: Service, keys: Keys, origins: Sequence[str] = ()) -> ASGIApp:
+    """The server's ASGI app.
+
+    Args:
+        service: The model at work.
+        keys: Who may ask.
+        origins: Web pages that may ask from a browser; "*" for all.
+    """
+    # The pages that show the API would load scripts from other servers; its description is at /openapi.json.
+    app = FastAPI(title="mmgpt", docs_url=None, redoc_url=None)
+    tell_errors(app)
+    _add_answers(app, service)
+    _add_others(app, service)
+    gate = Gate(app, service, keys)
+    if not origins:
+        return gate
+    return CORSMiddleware(gate, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    """The endpoints that ask the GPT."""
+    tokenizer = service.tokenizer
+
+    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion)
+    async def chat(asked: schema.ChatRequest) -> Response | schema.ChatCompletion:
+        """Answer a conversation of texts, pictures, sounds and videos."""
+        began = time.monotonic()
+        service.check_model(asked.model)
+        requests = await service.aside(partial(service.chat, asked))
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
+
+        def chunk(index: int, piece: Piece) -> schema.ChatChunk:
+            choice = schema.ChatChunkChoice(
+                index=index,
+                delta=schema.Delta(content=piece.text) if piece.told else schema.FirstDelta(content=piece.text),
+                finish_reason=piece.finish,
+                logprobs=_chat_logprobs(piece, tokenizer),
+            )
+            return schema.ChatChunk(**head, choices=[choice], usage=None)
+
+        def last(answers: list[Answer]) -> schema.ChatChunk:
+            return schema.ChatChunk(**head, choices=[], usage=_usage(requests, answers))
+
+        if asked.stream:
+            return Events(_events(service.answers(began, requests, growing=True), asked, chunk, last))
+        answers = await service.finished(began, requests)
+        choices = [
+            schema.ChatChoice(
+                index=index,
+                message=schema.ChatMessage(content=answer.text),
+                finish_reason=_finish(answer) or "stop",
+                logprobs=_chat_logprobs(Piece.whole(answer), tokenizer),
+            )
+            for index, answer in enumerate(answers)
+        ]
+        return schema.ChatCompletion(**head, choices=choices, usage=_usage(requests, answers))
+
+    @app.post("/v1/completions", response_model=schema.Completion)
+    async def complete(asked: schema.CompletionRequest) -> Response | schema.Completion:
+        """Go on with texts."""
+        began = time.monotonic()
+        service.check_model(asked.model)
+        requests = await service.aside(partial(service.complete, asked))
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
+
+        def completion(pieces: dict[int, Piece], usage: schema.Usage | None) -> schema.Completion:
+            choices = [
+                schema.CompletionChoice(
+                    index=index,
+                    text=piece.text,
+                    finish_reason=piece.finish,
+                    logprobs=_text_logprobs(piece, tokenizer),
+                )
+                for index, piece in pieces.items()
+            ]
+            return schema.Completion(**head, choices=choices, usage=usage)
+
+        if asked.stream:
+            answers = service.answers(began, requests, growing=True)
+            return Events(
+                _events(
+                    answers,
+                    asked,
+                    lambda index, piece: completion({index: piece}, None),
+                    lambda answers: completion({}, _usage(requests, answers)),
+                )
+            )
+        answers = await service.finished(began, requests)
+        return completion(dict(enumerate(map(Piece.whole, answers))), _usage(requests, answers))
+
+    @app.post("/v1/audio/transcriptions", response_model=schema.Transcription)
+    async def transcribe(asked: Annotated[schema.TranscriptionRequest, Form()]) -> Response | schema.Transcription:
+        """Write down what is said in a sound."""
+        began = time.monotonic()
+        service.check_model(asked.model)
+        data = await asked.file.read()
+        [answer] = await service.finished(began, await service.aside(partial(service.transcribe, asked, data)))
+        text = answer.text.strip()
+        return PlainTextResponse(text) if asked.response_format == "text" else schema.Transcription(text=text)
+
+
+def _add_others(app: FastAPI, service: Service) -> None:
+    model = schema.Model(id=service.name, created=service.created)
+
+    @app.post("/v1/embeddings")
+    async def embed(asked: schema.EmbeddingRequest) -> schema.Embeddings:
+        """The vectors of texts, by a model that pairs media with texts."""
+        service.check_model(asked.model)
+        vectors, tokens = await service.embed(asked.input)
+        data = [
+            schema.Vector(index=index, embedding=_packed(vector) if asked.encoding_format == "base64" else vector)
+            for index, vector in enumerate(vectors)
+        ]
+        usage = schema.EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
+        return schema.Embeddings(model=service.name, data=data, usage=usage)
+
+    @app.get("/v1/models")
+    async def models() -> schema.Models:
+        """The one model there is."""
+        return schema.Models(data=[model])
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> schema.Model:
+        """The model, if that is its name."""
+        service.check_model(name)
+        return model
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """200 as long as requests are taken, else 503."""
+        if service.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of an answer: its text, and of its `choices` those behind the first `told_choices`."""
+
+    text: str
+    finish: schema.Finish | None
+    choices: list[Choice] | None
+    told_choices: int = 0
+    told: bool = True  # whether there was a piece before
+
+    @staticmethod
+    def whole(answer: Answer) -> "Piece":
+        return Piece(answer.text, _finish(answer), answer.choices)
+
+
+async def _events(
+    answers: AsyncGenerator[list[Answer]],
+    asked: schema.Generated,
+    chunk: Callable[[int, Piece], BaseModel],
+    last: Callable[[list[Answer]], BaseModel],
+) -> AsyncGenerator[str]:
+    """Answers, piece by piece as they grow, as server-sent events."""
+    texts: dict[int, str] = {}
+    choices: dict[int, int] = {}
+    ended: set[int] = set()
+    now: list[Answer] = []
+    try:
+        async with aclosing(answers):
+            async for now in answers:
+                for index, answer in enumerate(now):
+                    text, finish = settled(answer, asked.stop), _finish(answer)
+                    new = text[len(texts.get(index, "")) :]
+                    if index in ended or not (new or finish):
+                        continue
+                    yield _event(
+                        chunk(index, Piece(new, finish, answer.choices, choices.get(index, 0), index in texts))
+                    )
+                    texts[index], choices[index] = text, len(answer.choices or ())
+                    if finish:
+                        ended.add(index)
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            yield _event(last(now))
+    except Exception as error:  # the status was sent long ago
+        told = as_api_error(error)
+        if told.status >= 500:
+            log.exception("a stream failed")
+        yield f"data: {told.body()}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _event(chunk: BaseModel) -> str:
+    return f"data: {chunk.model_dump_json()}\n\n"
+
+
+def _finish(answer: Answer) -> schema.Finish | None:
+    return None if answer.finish == "cancelled" else answer.finish
+
+
+def _usage(requests: Sequence[Request], answers: Sequence[Answer]) -> schema.Usage:
+    prompt, answer = sum(len(request.prompt) for request in requests), sum(len(answer.tokens) for answer in answers)
+    return schema.Usage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer)
+
+
+def _chat_logprobs(piece: Piece, tokenizer: Tokenizer) -> schema.ChatLogprobs | None:
+    if piece.choices is None:
+        return None
+    return schema.ChatLogprobs(
+        content=[
+            schema.TokenLogprob(
+                **_likely(choice.token, choice.logprob, tokenizer),
+                top_logprobs=[schema.Likely(**_likely(*likely, tokenizer)) for likely in choice.likeliest],
+            )
+            for choice in piece.choices[piece.told_choices :]
+        ]
+    )
+
+
+def _likely(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = tokenizer.decode([token])
+    data = None if "\ufffd" in text else list(text.encode())
+    return {"token": tokenizer.spelled([token]), "logprob": max(logprob, LEAST_LOGPROB), "bytes": data}
+
+
+def _text_logprobs(piece: Piece, tokenizer: Tokenizer) -> schema.CompletionLogprobs | None:
+    if piece.choices is None:
+        return None
+    tokens = [tokenizer.spelled([choice.token]) for choice in piece.choices]
+    ends = list(accumulate(map(len, tokens), initial=0))
+    new = slice(piece.told_choices, None)
+    return schema.CompletionLogprobs(
+        tokens=tokens[new],
+        token_logprobs=[max(choice.logprob, LEAST_LOGPROB) for choice in piece.choices[new]],
+        top_logprobs=[
+            {tokenizer.spelled([token]): max(logprob, LEAST_LOGPROB) for token, logprob in choice.likeliest}
+            for choice in piece.choices[new]
+        ],
+        text_offset=ends[:-1][new],
+    )
+
+
+def _packed(vector: list[float]) -> str:
+    """Little-endian float32 in base64, which the openai client asks for unless told otherwise."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

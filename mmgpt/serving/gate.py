@@ -1,0 +1,138 @@
+"""What every request passes before the app sees it: keys, a place in the queue, and limits while its body is read."""
+
+import asyncio
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmgpt.serving.errors import APIError
+from mmgpt.serving.service import Service
+from mmgpt.serving.settings import Keys
+
+BODY_SECONDS = 60  # to send a request in
+STALLED_SECONDS = 60  # without taking what is sent, until a client is taken to have left
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/audio/transcriptions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/health",
+    "/metrics",
+)
+
+
+class Gate:
+    """An ASGI app around another one. The other is cancelled when its client leaves.
+
+    Args:
+        app: It gets whole bodies.
+        service: Whose places and limits these are.
+        keys: Who may ask. /health is for everybody.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys):
+        self.app, self.service, self.keys = app, service, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 499  # as it stays if the client leaves before an answer
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            try:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                raise LeftError from None
+
+        try:
+            await self._let_in(scope, Body(receive), sent)
+        except LeftError:
+            pass
+        finally:
+            path = scope["path"] if scope["path"] in PATHS else "other"
+            self.service.metrics.requests.labels(path, status).inc()
+            self.service.metrics.seconds.labels(path).observe(time.monotonic() - began)
+
+    async def _let_in(self, scope: Scope, body: "Body", send: Send) -> None:
+        most = self.service.limits.body
+        try:
+            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            if self.keys and scope["path"] != "/health" and not (scheme.lower() == "bearer" and self.keys.know(key)):
+                raise APIError(401, "no valid API key; send one as Authorization: Bearer KEY", code="invalid_api_key")
+            if scope["method"] != "POST":
+                await self.app(scope, body.receive, send)
+                return
+            with self.service.place():
+                whole = await body.read(most)
+                await self._serve(scope, whole, body.receive, send)
+        except APIError as error:
+            # Who is still sending might not read the answer otherwise. No more than as much again is taken.
+            await body.skip(most)
+            await error.response()(scope, body.receive, send)
+
+    async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def given() -> Message:
+            return pending.pop() if pending else await asyncio.Future()
+
+        app = asyncio.ensure_future(self.app(scope, given, send))
+        left = asyncio.ensure_future(receive())  # after the body nothing else can come
+        try:
+            await asyncio.wait((app, left), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+            if not app.done():
+                app.cancel()
+            await asyncio.wait((app,))
+        if not app.cancelled() and (error := app.exception()) is not None:
+            raise error
+
+
+class LeftError(Exception):
+    """The client left while it was sending, or takes nothing any more."""
+
+
+class Body:
+    """The body of a request, as it comes."""
+
+    def __init__(self, receive: Receive):
+        self.receive, self.ended = receive, False
+
+    async def read(self, most: int) -> bytes:
+        """All of it. Raises APIError for more bytes than these, or if it takes too long."""
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while not self.ended:
+                    pieces.append(await self._piece())
+                    size += len(pieces[-1])
+                    if size > most:
+                        raise APIError(413, f"the request is over {most:,} bytes; send less", code="too_large")
+        except TimeoutError:
+            raise APIError(408, f"the request was not sent within {BODY_SECONDS} seconds") from None
+        return b"".join(pieces)
+
+    async def skip(self, most: int) -> None:
+        """Take what still comes, and keep nothing of it."""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while not self.ended and most > 0:
+                    most -= len(await self._piece())
+        except TimeoutError:
+            self.ended = True
+
+    async def _piece(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise LeftError
+        self.ended = not message.get("more_body", False)
+        return message.get("body", b"")

@@ -1,0 +1,71 @@
+"""The server as a process: the socket, what signals do, and its end."""
+
+import socket
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+
+from mmgpt.assistant import Assistant
+from mmgpt.serving.app import build_app
+from mmgpt.serving.service import Service
+from mmgpt.serving.settings import Keys, Limits
+
+
+class Server(uvicorn.Server):
+    """Ends at the first SIGTERM or SIGINT once all who are being served have their answers; at the second, at once.
+
+    Until it ends it answers who comes with 503.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.service.draining:
+            self.should_exit = self.force_exit = True
+        self.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.service.draining and not self.service.running:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            print(f"serving {self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+
+
+def serve(
+    assistant: Assistant,
+    name: str,
+    listening: socket.socket,
+    *,
+    limits: Limits,
+    keys: Keys,
+    origins: Sequence[str] = (),
+    rows: int = 32,
+) -> None:
+    """Serve a model until the process is told to end.
+
+    Args:
+        assistant: The model.
+        name: What clients call it.
+        listening: Where they come.
+        limits: What they may ask for.
+        keys: Who may ask.
+        origins: Web pages that may ask from a browser.
+        rows: Most answers decoded at once.
+    """
+    service = Service(assistant, name, limits, rows)
+    # h11 is the one parser of HTTP that uvicorn always has.
+    config = uvicorn.Config(
+        build_app(service, keys, origins), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False
+    )
+    try:
+        Server(config, service).run(sockets=[listening])
+    finally:
+        service.close()

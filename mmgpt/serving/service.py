@@ -1,0 +1,238 @@
+"""What the server does, apart from HTTP: from what a client asked to answers."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from mmgpt.assistant import Assistant, Embedded
+from mmgpt.chat_format import parse_messages
+from mmgpt.content import Audio, Image, Message, Part, Text, Video
+from mmgpt.errors import shown
+from mmgpt.generation import Answer, Decoding, Engine, Request
+from mmgpt.processor import Processor, TooLongError
+from mmgpt.serving.errors import APIError
+from mmgpt.serving.metrics import Metrics
+from mmgpt.serving.schema import ChatRequest, CompletionRequest, Generated, TranscriptionRequest
+from mmgpt.serving.settings import Limits
+from mmgpt.serving.worker import Job, Worker
+from mmgpt.tasks import TASKS
+
+T = TypeVar("T")
+ENCODERS = 2  # threads that decode media and tokenize
+SCHEMA_CHARACTERS = 1 << 16
+TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
+HARMLESS = {"role", "content", "refusal", "annotations"}  # of a message; the last two come with answers sent back
+ROLES = {"developer": "system"}  # how OpenAI calls it now
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A medium that a client sent, called by its place in the request."""
+
+    place: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.place
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
+class Service:
+    """One model at work for many clients, in an event loop; `close` ends its threads.
+
+    Args:
+        assistant: The model.
+        name: What clients call it.
+        limits: What they may ask for.
+        rows: Most answers decoded at once.
+    """
+
+    def __init__(self, assistant: Assistant, name: str, limits: Limits, rows: int = 32):
+        model, tokenizer = assistant.model, assistant.tokenizer
+        self.assistant, self.name, self.limits, self.created = assistant, name, limits, int(time.time())
+        self.tokenizer, self.context = tokenizer, model.config.gpt.context
+        # The model's limits of time are in its configuration; they are lowered to those of the server.
+        lowered = {
+            kind: replace(config, max_seconds=min(config.max_seconds, limits.seconds))
+            for kind in ("audio", "video")
+            if (config := getattr(model.config, kind)) is not None
+        }
+        self.processor = Processor(replace(model.config, **lowered), tokenizer, max_pixels=limits.pixels)
+        self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
+        self.pool = ThreadPoolExecutor(ENCODERS, "encode")
+        self.running, self.draining = 0, False
+        self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.worker.stop()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among those who are served. Raises APIError: there is none, or the server is about to end."""
+        if self.draining:
+            raise APIError(
+                503, "the server is about to end; ask another", code="draining", headers={"Retry-After": "5"}
+            )
+        if self.running >= self.limits.requests:
+            raise APIError(429, "the queue is full; ask again later", code="queue_full", headers={"Retry-After": "1"})
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    def check_model(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise APIError(
+                404, f"there is no model {name!r}; this server has {self.name!r}", "model", "model_not_found"
+            )
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What work returns, done in the pool: neither the event loop nor the engine waits for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    # From what was asked to requests of the engine; all of it runs in the pool
+
+    def chat(self, asked: ChatRequest) -> list[Request]:
+        self._check_answers()
+        messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(asked.messages)]
+        conversation = self._media_named(parse_messages(messages, None))
+        self._check_text(*(part.text for message in conversation for part in message.parts if isinstance(part, Text)))
+        schema = asked.response_format.schema_of_answers if asked.response_format is not None else None
+        if len(json.dumps(schema)) > SCHEMA_CHARACTERS:
+            raise APIError(400, f"the schema has over {SCHEMA_CHARACTERS:,} characters", "response_format")
+        decoding = self._decoding(
+            asked,
+            asked.max_completion_tokens or asked.max_tokens,
+            logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            json_schema=schema,
+        )
+        return [self.worker.engine.prepare(self.processor.encode_prompt(conversation), decoding)]
+
+    def complete(self, asked: CompletionRequest) -> list[Request]:
+        """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
+        self._check_answers()
+        decoding = self._decoding(asked, asked.max_tokens, prompts=len(asked.prompt), logprobs=asked.logprobs)
+        begun = self.processor.encode_prompt([])
+        prompts = []
+        for text in asked.prompt:
+            self._check_text(text)
+            ids = self.tokenizer.encode(text)
+            prompts.append(replace(begun, ids=[*begun.ids, *ids], supervised=[*begun.supervised, *[False] * len(ids)]))
+        return [self.worker.engine.prepare(prompt, decoding) for prompt in prompts]
+
+    def transcribe(self, asked: TranscriptionRequest, data: bytes) -> list[Request]:
+        self._check_answers()
+        decoding = Decoding(self.limits.tokens, temperature=asked.temperature, seed=secrets.randbits(62))
+        prompt = self.processor.encode_prompt(TASKS["transcribe"].conversation(Audio(Sent("file", data))))
+        return [self.worker.engine.prepare(prompt, decoding)]
+
+    def _check_answers(self) -> None:
+        if not self.assistant.model.config.answers:
+            raise APIError(
+                400, "this model pairs media with texts alone and answers nothing; ask /v1/embeddings", "model"
+            )
+
+    def _decoding(self, asked: Generated, most: int | None, *, prompts: int = 1, **settings: Any) -> Decoding:
+        if (most or 0) > self.limits.tokens:
+            raise APIError(
+                400, f"{most} tokens of an answer are over the {self.limits.tokens} of this server", "max_tokens"
+            )
+        if asked.n * prompts > self.limits.answers:
+            raise APIError(400, f"{asked.n * prompts} answers are over the {self.limits.answers} of this server", "n")
+        return Decoding(
+            max_new_tokens=most or self.limits.tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            frequency_penalty=asked.frequency_penalty,
+            presence_penalty=asked.presence_penalty,
+            n=asked.n,
+            stop=tuple(asked.stop),
+            seed=secrets.randbits(62) if asked.seed is None else asked.seed,
+            **settings,
+        )
+
+    def _media_named(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with media that errors call by their places. Raises APIError for too many."""
+        count = sum(not isinstance(part, Text) for message in messages for part in message.parts)
+        if count > self.limits.media:
+            raise APIError(400, f"{count} media are over the {self.limits.media} of this server", "messages")
+        return [
+            Message(
+                message.role, tuple(_named(part, f"messages[{i}].content[{j}]") for j, part in enumerate(message.parts))
+            )
+            for i, message in enumerate(messages)
+        ]
+
+    def _check_text(self, *texts: str) -> int:
+        """How many tokens texts are; raises TooLongError if they are beyond the context.
+
+        So they are refused before media are decoded, and what is far beyond before it is tokenized.
+        """
+        for text in texts:
+            text.encode()  # raises for what is no Unicode
+        characters, most = sum(map(len, texts)), self.context * self.tokenizer.longest
+        if characters > most:
+            raise TooLongError(
+                f"{characters:,} characters, more than the context of {self.context} tokens; shorten them"
+            )
+        if (tokens := sum(len(self.tokenizer.encode(text)) for text in texts)) > self.context:
+            raise TooLongError(f"{tokens:,} tokens of text, more than the context of {self.context}; shorten it")
+        return tokens
+
+    # From requests to answers
+
+    async def answers(self, began: float, requests: Sequence[Request], growing: bool) -> AsyncGenerator[list[Answer]]:
+        """How the answers to requests stand, at last when they are done; to close this cancels them."""
+        job = Job(requests, growing)
+        self.metrics.tokens.labels("prompt").inc(sum(len(request.prompt) for request in requests))
+        try:
+            async with aclosing(self.worker.follow(job)) as states:
+                async for answers in states:
+                    yield answers
+        finally:
+            if job.first_token is not None:
+                self.metrics.first_token.observe(job.first_token - began)
+            self.metrics.tokens.labels("answer").inc(sum(len(answer.tokens) for answer in job.answers))
+
+    async def finished(self, began: float, requests: Sequence[Request]) -> list[Answer]:
+        """The answers to requests, whole."""
+        answers: list[Answer] = []
+        async with aclosing(self.answers(began, requests, growing=False)) as states:
+            async for state in states:
+                answers = state
+        return answers
+
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """The unit vector of each text, and how many tokens they are together."""
+        if self.assistant.model.config.pair is None:
+            raise APIError(400, "this model was not trained to pair media with texts, so it has no embeddings", "model")
+        counts = await self.aside(lambda: [self._check_text(text) for text in texts])
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some: list[Embedded] = [*texts[start : start + TEXTS_AT_ONCE]]
+            vectors += await self.worker.call(lambda some=some: self.assistant.embed(some).tolist())
+        return vectors, sum(counts)
+
+
+def _plain(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message as parse_messages takes it. Raises APIError for what would be ignored."""
+    if other := next((key for key, value in message.items() if value and key not in HARMLESS), None):
+        raise APIError(400, f"{where}.{shown(other)} is not supported here; leave it out", "messages")
+    return {**message, "role": ROLES.get(str(message.get("role")), message.get("role"))}
+
+
+def _named(part: Part, place: str) -> Part:
+    match part:
+        case Image(bytes(data)) | Audio(bytes(data)) | Video(bytes(data)):
+            return type(part)(Sent(place, data))
+    return part

@@ -1,0 +1,105 @@
+"""`mmgpt serve` as a process of its own."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+from servers import text_part, user
+
+from mmgpt import checkpoint
+from mmgpt.serving.settings import listen
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory, model, tokenizer):
+    return checkpoint.save(tmp_path_factory.mktemp("serving") / "small", model, tokenizer)
+
+
+def command(*arguments: object, **environment: str) -> subprocess.Popen:
+    code = "from mmgpt.cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "serve", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@contextmanager
+def served(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The process and its address."""
+    process = command(*arguments, "--port", 0, **environment)
+    try:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        assert told.startswith("serving small at http://127.0.0.1:"), process.communicate()
+        yield process, told.split()[-1].removesuffix("/v1")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_serves_with_keys_and_when_told_to_end_finishes_what_it_began(model_directory, assistant):
+    with served(model_directory, MMGPT_API_KEYS="secret") as (process, url):
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="guess", max_retries=0).models.list()
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+        asked = {"model": "small", "messages": user(text_part("What?")), "seed": 3, "max_tokens": 12}
+        [answer] = assistant.answers("What?", temperature=1.0, seed=3, max_new_tokens=12)
+        done = client.chat.completions.create(**asked)
+        assert done.choices[0].message.content == answer.text
+
+        # One who has sent only half of his request when the process is told to end is answered all the same.
+        body = json.dumps(asked).encode()
+        caller = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        caller.putrequest("POST", CHAT)
+        for name, value in {"Authorization": "Bearer secret", "Content-Type": "application/json"}.items():
+            caller.putheader(name, value)
+        caller.putheader("Content-Length", str(len(body)))
+        caller.endheaders(body[:10])
+        while (
+            "mmgpt_requests_in_progress 1.0"
+            not in httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"}).text
+        ):
+            pass
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/health").status_code == 200:
+            pass
+        with pytest.raises(openai.InternalServerError, match="about to end") as refused:
+            client.chat.completions.create(**asked)
+        assert refused.value.status_code == 503
+        assert process.poll() is None
+        caller.send(body[10:])
+        response = caller.getresponse()
+        assert response.status == 200
+        assert json.loads(response.read())["choices"][0]["message"]["content"] == answer.text
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_wrong_usage_is_told_in_one_line(model_directory, tmp_path):
+    (tmp_path / "keys").write_text("# none\n")
+    with listen("127.0.0.1", 0) as taken:
+        wrong = {
+            "no API key there": command(model_directory, "--api-keys", tmp_path / "keys"),
+            "--max-body: '0' is not a whole number above 0": command(model_directory, "--max-body", 0),
+            "choose another --host or --port": command(model_directory, "--port", taken.getsockname()[1]),
+        }
+        for message, process in wrong.items():
+            out, error = process.communicate(timeout=60)
+            assert (process.returncode, out) == (2, "")
+            assert error.startswith("mmgpt: error: ")
+            assert error.count("\n") == 1
+            assert message in error
