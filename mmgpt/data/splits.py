@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -50,10 +50,7 @@ def split_in_name(name: str) -> str | None:
     return next((split_name(word) for word in words if word in SPLITS), None)
 
 
-Places = TypeVar("Places", int, np.ndarray)
-
-
-def is_held_out(place: Places) -> Any:
+def is_held_out(place: int | np.ndarray) -> Any:
     """Whether a row at a place among the training rows is "dev", for one place or for many."""
     return place % 10 == place // 10 % 10
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Form
@@ -22,12 +23,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mmgpt.generation import Answer, Choice, Request, settled
 from mmgpt.serving import schema
 from mmgpt.serving.errors import as_api_error, tell_errors
-from mmgpt.serving.gate import Gate
+from mmgpt.serving.gate import PAGE, Gate
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys
 from mmgpt.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not know
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +63,7 @@ def build_app(service: Service, keys: Keys, origins: Sequence[str] = ()) -> ASGI
     tell_errors(app)
     _add_answers(app, service)
     _add_others(app, service)
+    _add_page(app)
     gate = Gate(app, service, keys)
     if not origins:
         return gate
@@ -181,6 +189,17 @@ def _add_others(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    """A page to try the model on, at /. It loads nothing from elsewhere, and shows what it is told as text alone."""
+    for path, name, kind in PAGE:
+        content = (Path(__file__).parent / "page" / name).read_bytes()
+
+        def file(content: bytes = content, kind: str = kind) -> Response:
+            return Response(content, media_type=kind, headers=PAGE_HEADERS)
+
+        app.get(path, include_in_schema=False)(file)
 
 
 @dataclass(frozen=True)

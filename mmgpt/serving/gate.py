@@ -12,7 +12,15 @@ from mmgpt.serving.settings import Keys
 
 BODY_SECONDS = 60  # to send a request in
 STALLED_SECONDS = 60  # without taking what is sent, until a client is taken to have left
+# The page to try the model on: path, file, type. It is for everybody, and itself asks for a key where one is needed.
+PAGE = (
+    ("/", "index.html", "text/html"),
+    ("/page.css", "page.css", "text/css"),
+    ("/page.js", "page.js", "text/javascript"),
+)
+OPEN = {"/health", *(path for path, _, _ in PAGE)}
 PATHS = (
+    "/",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/audio/transcriptions",
@@ -29,7 +37,7 @@ class Gate:
     Args:
         app: It gets whole bodies.
         service: Whose places and limits these are.
-        keys: Who may ask. /health is for everybody.
+        keys: Who may ask. The page and /health are for everybody.
     """
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys):
@@ -64,7 +72,7 @@ class Gate:
         most = self.service.limits.body
         try:
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if self.keys and scope["path"] != "/health" and not (scheme.lower() == "bearer" and self.keys.know(key)):
+            if self.keys and scope["path"] not in OPEN and not (scheme.lower() == "bearer" and self.keys.know(key)):
                 raise APIError(401, "no valid API key; send one as Authorization: Bearer KEY", code="invalid_api_key")
             if scope["method"] != "POST":
                 await self.app(scope, body.receive, send)
