@@ -420,10 +420,10 @@ class DataConfig:
         format: world (the built-in demo world), captions (folder of pictures + captions file; Flickr8k's layout too),
             coco (captions JSON), vqa (VQA v2's JSON), sounds (folder of sounds + transcripts or labels), speech
             (LibriSpeech, or a manifest in JSON lines), folders (named by the classes of what is in them), chat (JSONL
-            of conversations), llava (conversations as LLaVA and ShareGPT write them), texts (plain text, or tables of
-            prompts and answers), parquet (as on the Hugging Face Hub), webdataset (tar shards), hf (save_to_disk of
-            the library datasets), mix (several of these) or hf_stream (whatever that library streams, of unknown
-            length: set steps).
+            of conversations, or of documents of texts and media), llava (conversations as LLaVA and ShareGPT write
+            them), texts (plain text, or tables of prompts and answers), parquet (as on the Hugging Face Hub),
+            webdataset (tar shards), hf (save_to_disk of the library datasets), mix (several of these) or hf_stream
+            (whatever that library streams, of unknown length: set steps).
         path: The folder or file, or of hf_stream a Hub id; not needed for world and mix.
         split: Which part to train on, where the data set names its splits.
         val_split: Which part to validate on; where none is named, every tenth sample by sorted name.

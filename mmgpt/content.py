@@ -76,7 +76,17 @@ class Video:
         return load_video(self.source, self.frame_rate, track, frames=frames, max_seconds=max_seconds, sound=sound)
 
 
-Part: TypeAlias = Text | Image | Audio | Video
+Medium: TypeAlias = Image | Audio | Video
+Part: TypeAlias = Text | Medium
+Content: TypeAlias = str | tuple[Part, ...]
+"""What is said: a text, or texts and media in any order."""
+
+
+def text_of(content: Content) -> str:
+    """Its text alone; of the media that stand between texts, spaces are left."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.text.strip() for part in content if isinstance(part, Text))
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ The template, without spaces or line breaks between its pieces:
     <|user|> part part ... <|assistant|> text <|end|> <|user|> ...
 
 Assistant text and its <|end|> are supervised; nothing else is. The mask is made while the pieces are laid down and
-never recovered from token ids. A media part is `slot_count` slots, or none where the GPT has cross-attention; it then
-stands before the token that follows it.
+never recovered from token ids. A media part, of whichever role, is `slot_count` slots, or none where the GPT has
+cross-attention; it then stands before the token that follows it, and which is itself predicted without seeing it.
 
 A foreign model without the template (tokenizer.plain) does one task alone, and is not told which:
 
     part ... <start> text <end>
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmgpt.batch import Example, MediaInput
 from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Audio, Image, Message, Part, Text, Video
+from mmgpt.content import Audio, Content, Image, Message, Part, Text, Video, text_of
 from mmgpt.encoders.preprocessing import to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
@@ -84,40 +84,35 @@ class Processor:
         supervised = [*example.supervised, *[False] * len(opening)]
         return self._check(replace(example, ids=[*example.ids, *opening], supervised=supervised))
 
-    def encode_answer(self, prompt: Example, answer: str) -> Example:
-        """The example of an encoded prompt and its answer, which is supervised. Answers to one prompt share its media.
+    def encode_answer(self, prompt: Example, answer: Content) -> Example:
+        """The example of an encoded prompt and its answer, whose texts are supervised, and not its media.
 
-        Raises TooLongError for more tokens than the context.
+        Answers to one prompt share the prompt's media. Raises as `encode` does.
         """
-        tokens = [*self.tokenizer.encode(answer), self.tokenizer.end]
-        supervised = [*prompt.supervised, *[True] * len(tokens)]
-        example = replace(prompt, ids=[*prompt.ids, *tokens], supervised=supervised)
-        return self._check(example, f" with the answer {shown(answer)}")
+        example = replace(prompt, ids=[*prompt.ids], supervised=[*prompt.supervised], media=[*prompt.media])
+        self._add(example, (Text(answer),) if isinstance(answer, str) else answer, learn=True)
+        return self._check(example, f" with the answer {shown(text_of(answer))}")
 
     def _lay_down(self, conversation: Sequence[Message], where: str) -> Example:
-        ids: list[int] = []
-        supervised: list[bool] = []
-        media: list[tuple[int, MediaInput]] = []
-
-        def put(tokens: list[int], learn: bool) -> None:
-            ids.extend(tokens)
-            supervised.extend([learn] * len(tokens))
-
         if self.tokenizer.plain is not None:
             conversation = _untold(conversation, self.tokenizer.plain.task, where)
+        example = Example([], [], [], where)
         for message in conversation:
-            learn = message.role == "assistant"
-            put(self.tokenizer.opening(message.role), False)
-            for part in message.parts:
-                if isinstance(part, Text):
-                    put(self.tokenizer.encode(part.text), learn)
-                else:
-                    item = self.media_input(part)
-                    media.append((len(ids), item))
-                    put([self.tokenizer.slot] * item.slots, False)
-            if learn:
-                put([self.tokenizer.end], True)
-        return Example(ids, supervised, media, where)
+            _put(example, self.tokenizer.opening(message.role), False)
+            self._add(example, message.parts, learn=message.role == "assistant")
+        return example
+
+    def _add(self, example: Example, parts: Iterable[Part], learn: bool) -> None:
+        """Lay parts down behind what an example has; if they are to be learned, their text, and that they end."""
+        for part in parts:
+            if isinstance(part, Text):
+                _put(example, self.tokenizer.encode(part.text), learn)
+            else:
+                item = self.media_input(part)
+                example.media.append((len(example), item))
+                _put(example, [self.tokenizer.slot] * item.slots, False)
+        if learn:
+            _put(example, [self.tokenizer.end], True)
 
     def _check(self, example: Example, also: str = "") -> Example:
         if len(example) > self.config.gpt.context:
@@ -203,6 +198,11 @@ class Processor:
             raise MediaError(f"a sound of {sound.sample_rate} samples a second is too coarse to be heard")
         samples = torchaudio.functional.resample(torch.from_numpy(sound.samples), ratio.numerator, ratio.denominator)
         return samples[: -(-len(sound.samples) * rate // sound.sample_rate)]
+
+
+def _put(example: Example, tokens: list[int], learn: bool) -> None:
+    example.ids.extend(tokens)
+    example.supervised.extend([learn] * len(tokens))
 
 
 def _untold(conversation: Sequence[Message], task: str, where: str) -> list[Message]:

@@ -25,13 +25,13 @@ from mmgpt.generation import Decoding
 @torch.inference_mode()
 def likeliest(assistant: Assistant, sample: Sample) -> torch.Tensor:
     """The likeliest token at each supervised place of the sample's first caption."""
-    batch = collate([assistant.processor.encode([*sample.prompt, Message.of("assistant", sample.answers[0])])])
+    batch = collate([assistant.processor.encode([*sample.prompt, Message.of("assistant", sample.references[0])])])
     return assistant.model.gpt.head(assistant.model.hidden(batch)[batch.targets - 1]).argmax(dim=-1)
 
 
 def main(checkpoint: str, folder: str) -> None:
     samples = read_samples(DataConfig(format="captions", path=folder), "dev")
-    truths = [sample.answers for sample in samples]
+    truths = [sample.references for sample in samples]
     found = []
     for int8 in (False, True):
         assistant = mmgpt.load(checkpoint, "cpu", int8=int8)

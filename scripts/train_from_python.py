@@ -51,7 +51,7 @@ def main() -> None:
     print(*module.broken, sep="\n")  # pictures that could not be decoded
     assistant = Assistant(model, tokenizer)
     assistant.save(args.out)
-    print(f"truth: {held_out[0].answers[0]}\nmodel: {assistant.reply([held_out[0].prompt])[0]}\nsaved in {args.out}")
+    print(f"truth: {held_out[0].references[0]}\nmodel: {assistant.reply([held_out[0].prompt])[0]}\nsaved in {args.out}")
 
 
 if __name__ == "__main__":

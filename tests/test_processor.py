@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny import some_audio, some_image, some_video
 
 from mmgpt.config import audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Audio, Image, Message
+from mmgpt.content import Audio, Image, Message, Text
 from mmgpt.errors import MediaError
 from mmgpt.processor import Processor, TooLongError
 
@@ -93,6 +93,29 @@ def test_answers_to_one_prompt_share_its_media(processor):
     prompt = processor.encode_prompt([Message.of("user", some_image(0))])
     first, second = (processor.encode_answer(prompt, answer) for answer in ("one", "two"))
     assert first.media[0][1] is second.media[0][1]
+
+
+def test_an_answer_with_media_is_the_end_of_the_conversation_and_leaves_the_prompt_as_it_was(processor):
+    conversation = [Message.of("user", some_image(0), "Show it.")]
+    parts = (Text("Look: "), some_image(1), Text("a circle."))
+    prompt = processor.encode_prompt(conversation)
+    before = [*prompt.ids], [*prompt.supervised], [*prompt.media]
+    answered = processor.encode_answer(prompt, parts)
+    whole = processor.encode([*conversation, Message("assistant", parts)])
+    assert (answered.ids, answered.supervised) == (whole.ids, whole.supervised)
+    assert [first for first, _ in answered.media] == [first for first, _ in whole.media]
+    assert answered.media[0][1] is prompt.media[0][1]
+    assert (prompt.ids, prompt.supervised, prompt.media) == before
+
+
+def test_an_answer_with_media_is_too_long_with_their_slots(processor):
+    prompt = processor.encode_prompt([Message.of("user", "?")], where="x:1")
+    slots = processor.media_input(some_image(0)).slots
+    room = processor.config.gpt.context - len(prompt) - 1 - slots
+    assert len(processor.encode_answer(prompt, (some_image(0), Text("~" * room)))) == processor.config.gpt.context
+    told = rf'^x:1: 161 tokens \({slots} of media\) with the answer "~+\.\.\., more than the context of 160'
+    with pytest.raises(TooLongError, match=told):
+        processor.encode_answer(prompt, (some_image(0), Text("~" * (room + 1))))
 
 
 def test_a_conversation_longer_than_the_context_is_refused_whole(processor):

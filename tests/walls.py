@@ -1,6 +1,7 @@
 """A folder of walls to learn the colours of, and a configuration that learns them in seconds."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,28 @@ def write_walls(folder: Path, train: int = 9, dev: int = 3, broken: tuple[str, .
         rows.append(f"broken-{split}.png,broken wall,{split}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+def write_walks(folder: Path, train: int = 9, dev: int = 3, broken: tuple[str, ...] = ()) -> Path:
+    """Documents of format chat that pass two walls each and tell their colours: texts and pictures in turn."""
+    write_walls(folder, train, dev, broken)
+    lines = []
+    for i in range(train + dev):
+        split, other = ("train", (2 * i + 1) % train) if i < train else ("dev", train + (i + 1 - train) % dev)
+        parts: list[dict[str, str]] = []
+        for text, number in (("A walk: ", i), ("Then ", other)):
+            colour = f" {colour_of(number)}. "
+            parts += [
+                {"type": "text", "text": text},
+                {"type": "image", "path": f"{number}.png"},
+                {"type": "text", "text": colour},
+            ]
+        lines.append({"messages": [{"role": "assistant", "content": parts}], "split": split})
+    for split in broken:
+        parts = [{"type": "text", "text": "A walk: "}, {"type": "image", "path": f"broken-{split}.png"}]
+        lines.append({"messages": [{"role": "assistant", "content": parts}], "split": split})
+    (folder / "walks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "walks.jsonl"
 
 
 def write_stream(folder: Path) -> None:

@@ -3,6 +3,12 @@
 {"messages": [{"role": "user", "content": [{"type": "image", "path": "dog.jpg"},
                                            {"type": "text", "text": "What is it?"}]},
               {"role": "assistant", "content": "A dog."}], "split": "train"}
+
+A single message of the assistant is a document to continue, of texts and media in any order:
+
+{"messages": [{"role": "assistant", "content": [{"type": "text", "text": "This is Rex:"},
+                                                {"type": "image", "path": "dog.jpg"},
+                                                {"type": "text", "text": "He is brown."}]}]}
 """
 
 from functools import partial
@@ -21,7 +27,7 @@ from mmgpt.folder import MediaFolder
 def read_chat(path: Path, split: str) -> list[Sample]:
     """The conversations of a split, in the order of the file. The last turn, the assistant's, is the answer.
 
-    Earlier turns of the assistant stand in the prompt, and are learned from too.
+    Earlier turns of the assistant stand in the prompt, and are learned from too. All of them may have media.
 
     Args:
         path: The JSONL file; media are named relative to its folder.
@@ -48,18 +54,21 @@ def _sample(conversation: Any, folder: MediaFolder, where: str) -> Sample:
 
 
 def conversation_sample(messages: list[Message], where: str) -> Sample:
-    """The sample of a conversation that ends with the assistant's answer. Raises DataError for any other."""
+    """The sample of a conversation that ends with the assistant's answer, or of a document, which is such alone.
+
+    Raises DataError for any other.
+    """
     *prompt, last = messages
     if all(message.role != "assistant" for message in messages):
         raise DataError("no message of the assistant, so there is nothing to learn; add its answer")
     if last.role != "assistant":
         raise DataError(f"the conversation ends with the {last.role}; end it with the assistant's answer")
-    if not prompt or prompt[-1].role != "user":
+    if prompt and prompt[-1].role != "user":
         raise DataError("the assistant's last message does not follow one of the user's; put the question before it")
     texts = [part.text for part in last.parts if isinstance(part, Text)]
-    if len(texts) < len(last.parts):
-        raise DataError("the assistant's answer has media in it; it may have text alone")
-    answer = "".join(texts).strip()
-    if not answer:
-        raise DataError("the assistant's answer is empty; fill it in or remove the line")
-    return Sample(tuple(prompt), (answer,), "ask", where)
+    text = "".join(texts).strip()
+    if not text:
+        said = "the assistant's answer" if prompt else "the document"
+        raise DataError(f"{said} is empty or has no text, so there is nothing to learn; fill it in or remove the line")
+    answer = text if len(texts) == len(last.parts) else last.parts
+    return Sample(tuple(prompt), (answer,), "ask" if prompt else "continue", where)

@@ -3,12 +3,14 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Example
+from mmgpt.config import ModelConfig
 from mmgpt.content import Audio, Image, Part, Video
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.loader import FETCHED, told_as_data_error
@@ -205,9 +207,6 @@ class _Rows(Dataset[_Row]):
             return row
         try:
             parts, row.media = self._parts(sample)
-        except MediaError as error:
-            row.broken.append(f"{sample.where}: {error}")
-            return row
         except DataError as error:
             row.broken.append(str(error))
             return row
@@ -224,29 +223,44 @@ class _Rows(Dataset[_Row]):
         return row
 
     def _parts(self, sample: Sample) -> tuple[list[Example | Broken], list[tuple[str, tuple[float, ...], bytes]]]:
-        """The documents of a sample, and its media."""
-        extents: list[tuple[str, tuple[float, ...]]] = []
-        messages = []
-        for message in sample.prompt:
-            opened = []
-            for part in message.parts:
+        """The documents of a sample, and the media of those that are usable, each once."""
+
+        def opened(parts: Sequence[Part], extents: list[tuple[str, tuple[float, ...]]]) -> tuple[Part, ...]:
+            made = []
+            for part in parts:
                 medium, extent = _opened(part, self.examples.processor)
-                opened.append(medium)
+                made.append(medium)
                 if extent is not None:
                     extents.append((MODALITIES[type(part)], extent))
-            messages.append(replace(message, parts=tuple(opened)))
-        parts = self.examples.encode(replace(sample, prompt=tuple(messages)))
-        # A sample that is too long as a whole has no example to ask for its media.
-        found = next((part.media for part in parts if isinstance(part, Example)), [])
-        return parts, [(*told, item.digest) for told, (_, item) in zip(extents, found, strict=False)]
+            return tuple(made)
+
+        shared: list[tuple[str, tuple[float, ...]]] = []
+        prompt = tuple(replace(message, parts=opened(message.parts, shared)) for message in sample.prompt)
+        extents = [[*shared] for _ in sample.answers]
+        answers = tuple(
+            answer if isinstance(answer, str) else opened(answer, own)
+            for answer, own in zip(sample.answers, extents, strict=True)
+        )
+        parts = self.examples.encode(replace(sample, prompt=prompt, answers=answers))
+        media = {}
+        for part, own in zip(parts, extents, strict=False):  # one that is too long as a whole has no documents
+            if isinstance(part, Example):
+                told = zip(own, part.media, strict=True)
+                media |= {id(item): (*extent, item.digest) for extent, (_, item) in told}
+        return parts, list(media.values())
 
 
 def _opened(part: Part, processor: Processor) -> tuple[Part, tuple[float, ...] | None]:
     """A medium decoded as the processor would, and its width and height in pixels, or its duration in seconds.
 
-    What the model has no encoder for is left to the processor to refuse.
+    What cannot be decoded, and what the model has no encoder for, is left to the processor to refuse.
     """
-    config = processor.config
+    with suppress(MediaError):
+        return _decoded(part, processor.config)
+    return part, None
+
+
+def _decoded(part: Part, config: ModelConfig) -> tuple[Part, tuple[float, ...] | None]:
     match part:
         case Image() if config.image is not None:
             picture = part.load()

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmgpt.content import Audio, Image, Message, Part, Text, Video
+from mmgpt.content import Medium, Part, Text, Video
 from mmgpt.data.sample import Sample
-
-Medium = Image | Audio | Video
 
 
 def shuffle_media(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
@@ -20,12 +18,12 @@ def shuffle_media(samples: Sequence[Sample], rng: np.random.Generator) -> list[S
     """
     alike: dict[tuple, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
-        alike[sample.task, *(type(part) for part in _media(sample))].append(index)
+        alike[sample.task, *(type(part) for part in sample.media())].append(index)
     shuffled = list(samples)
     for indices in alike.values():
         order = [indices[i] for i in rng.permutation(len(indices))]
         for index, other in zip(order, order[1:] + order[:1], strict=True):
-            media = iter(_media(samples[other]))
+            media = iter(samples[other].media())
             shuffled[index] = _exchange(samples[index], lambda part, media=media: next(media))
     return shuffled
 
@@ -41,13 +39,10 @@ def shuffle_frames(samples: Sequence[Sample], rng: np.random.Generator) -> list[
     return [_exchange(sample, permuted) for sample in samples]
 
 
-def _media(sample: Sample) -> list[Medium]:
-    return [part for message in sample.prompt for part in message.parts if not isinstance(part, Text)]
+def _exchange(sample: Sample, change: Callable[[Medium], Medium]) -> Sample:
+    def changed(parts: Sequence[Part]) -> tuple[Part, ...]:
+        return tuple(part if isinstance(part, Text) else change(part) for part in parts)
 
-
-def _exchange(sample: Sample, change: Callable[[Medium], Part]) -> Sample:
-    prompt = tuple(
-        Message(message.role, tuple(part if isinstance(part, Text) else change(part) for part in message.parts))
-        for message in sample.prompt
-    )
-    return replace(sample, prompt=prompt)
+    prompt = tuple(replace(message, parts=changed(message.parts)) for message in sample.prompt)
+    answers = tuple(answer if isinstance(answer, str) else changed(answer) for answer in sample.answers)
+    return replace(sample, prompt=prompt, answers=answers)

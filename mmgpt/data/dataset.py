@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch.utils.data import Dataset
 
 from mmgpt.batch import Example
+from mmgpt.content import Content
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
@@ -24,7 +25,7 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
     """Each sample as its examples: one per right answer, sharing the media, which are decoded once.
 
     Media that cannot be decoded and prompts longer than the context cost their own sample, answers that are too long
-    themselves alone; none of them the run.
+    or have such media in them themselves alone; none of them the run.
     """
 
     def __init__(self, samples: Sequence[Sample], processor: Processor):
@@ -51,8 +52,10 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
             return [Broken(str(error), too_long=True)]
         return [self._with_answer(prompt, answer) for answer in sample.answers]
 
-    def _with_answer(self, prompt: Example, answer: str) -> Example | Broken:
+    def _with_answer(self, prompt: Example, answer: Content) -> Example | Broken:
         try:
             return self.processor.encode_answer(prompt, answer)
+        except MediaError as error:
+            return Broken(f"{prompt.where}: {error}")
         except TooLongError as error:
             return Broken(str(error), too_long=True)

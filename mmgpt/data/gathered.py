@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmgpt.content import Text
 from mmgpt.data.annotations import raise_missing
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import members
@@ -56,5 +55,4 @@ class Gathered:
 
 def _first_file(sample: Sample) -> str:
     """The path of the first picture, sound or video that is a file, or nothing."""
-    media = (part for message in sample.prompt for part in message.parts if not isinstance(part, Text))
-    return next((str(part.source) for part in media if isinstance(part.source, Path)), "")
+    return next((str(part.source) for part in sample.media() if isinstance(part.source, Path)), "")

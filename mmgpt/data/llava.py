@@ -4,8 +4,9 @@
                                                    {"from": "gpt", "value": "A dog."}]}, ...]
 
 "image", "video" and "audio" (or "images", "videos", "audios") are a name or a list of names; the words <image>, <video>
-and <audio> of the human's turns stand where they belong, in the same order. In a row that names no media of a kind its
-word is text, as in LLaVA: people talk about HTML. LLaMA-Factory's dialect is read too:
+and <audio> of the turns stand where they belong, in the same order. In a row that names no media of a kind its word is
+text, as in LLaVA: people talk about HTML. So it is in answers, where the human's turns have a place for each medium.
+LLaMA-Factory's dialect is read too:
 
 {"messages": [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A dog."}],
  "images": ["dog.jpg"], "system": "Be brief."}
@@ -65,7 +66,8 @@ def sharegpt_messages(row: Mapping[str, Any], media: Mapping[str, Sequence[Part]
     """The messages of a row's "conversations" or "messages", with the media of each kind put in at their places.
 
     A turn's text is a string with the words <image>, <video>, <audio>, or a list of parts of type text, image, video
-    and audio. Raises DataError where media and places are not equally many, and for anything malformed.
+    and audio. In the assistant's they are places where the user's turns have fewer than there are media. Raises
+    DataError where media and places are not equally many, and for anything malformed.
     """
     key = next((key for key in ("conversations", "messages") if row.get(key) is not None), None)
     if key is None:
@@ -80,9 +82,11 @@ def sharegpt_messages(row: Mapping[str, Any], media: Mapping[str, Sequence[Part]
         if not isinstance(system, str):
             raise DataError(f'"system" is {shown(system)}; it is a string')
         messages.append(Message.of("system", system))
-    for index, turn in enumerate(turns):
-        role, content = _turn(turn, f"{key}[{index}]")
-        pieces = _pieces(content, f"{key}[{index}]", waiting if role == "user" else {})
+    said = [(f"{key}[{index}]", *_turn(turn, f"{key}[{index}]")) for index, turn in enumerate(turns)]
+    asked = [piece for where, role, text in said if role == "user" for piece, _ in _pieces(text, where, waiting)]
+    left = [kind for kind, parts in waiting.items() if asked.count(kind) < len(parts)]
+    for where, role, content in said:
+        pieces = _pieces(content, where, waiting if role == "user" else left if role == "assistant" else ())
         parts: list[Part] = []
         for kind, text in pieces:
             if kind == "text":

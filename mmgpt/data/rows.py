@@ -5,6 +5,7 @@ is told by the first of these lines of which all columns are there; of several n
 
 | columns | sample |
 |---|---|
+| media and texts, lists of one length | a document to continue, where at each place one of them is not null |
 | messages, conversations | a conversation, as format llava reads them |
 | question, prompt, query, instruction (and input, below it), source, input | the prompt, |
 | with multiple_choice_answer, answer(s), response, completion | and its right answers, |
@@ -25,7 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmgpt.content import Audio, Image, Message, Part, Stored, Video
+from mmgpt.content import Audio, Image, Message, Part, Stored, Text, Video
 from mmgpt.data.chat import conversation_sample
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.llava import sharegpt_messages
@@ -47,8 +48,9 @@ _ANSWER = ("multiple_choice_answer", "answer", "answers", "response", "completio
 _TARGET = ("target", "output")
 _CAPTION = ("caption", "captions")
 _SPOKEN = ("transcript", "transcription", "sentence", "text")
+_DOCUMENT = "texts"
 LABEL = ("label", "category", "class")
-TEXTS = frozenset((*_MESSAGES, "system", *_QUESTION, *_ANSWER, *_TARGET, *_CAPTION, *_SPOKEN, *LABEL))
+TEXTS = frozenset((*_MESSAGES, "system", _DOCUMENT, *_QUESTION, *_ANSWER, *_TARGET, *_CAPTION, *_SPOKEN, *LABEL))
 
 
 def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None = None, wording: int = 0) -> Sample:
@@ -65,6 +67,10 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         MissingFileError: A named file is not in the folder.
         DataError: Columns are missing or values malformed; without `where`, which the caller puts before it.
     """
+    known = (*MEDIA, _DOCUMENT)
+    lists = {name: value for name, value in fields.items() if name in known and isinstance(value, list)}
+    if len(lists) > 1 and _DOCUMENT in lists:
+        return conversation_sample([Message("assistant", _interleaved(lists, folder))], where)
     media: dict[str, list[Part]] = {kind: [] for kind in _PARTS}
     for name, value in fields.items():
         if name in MEDIA and value is not None:
@@ -108,6 +114,26 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         f"nothing to learn from the columns {shown(given)}; name them image, audio or video and caption, text or "
         "label, question and answer, source and target, or messages"
     )
+
+
+def _interleaved(columns: Mapping[str, list[Any]], folder: MediaFolder | None) -> tuple[Part, ...]:
+    """Texts and media in their order (Laurençon et al. 2023, OBELICS): at each place one of the columns has a value."""
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
+        raise DataError(f"{lengths}; let the lists be as long as each other, with null where another has a value")
+    parts: list[Part] = []
+    for place, values in enumerate(zip(*columns.values(), strict=True)):
+        found = [(name, value) for name, value in zip(columns, values, strict=True) if value is not None]
+        if len(found) != 1:
+            raise DataError(f"{' and '.join(columns)}[{place}] have {len(found)} values; all but one are null there")
+        [(name, value)] = found
+        if name in MEDIA:
+            parts.append(_PARTS[MEDIA[name]](_source(value, name, folder)))
+        elif isinstance(value, str):
+            parts.append(Text(value))
+        else:
+            raise DataError(f"texts[{place}] is {shown(value)}; it is a text or null")
+    return tuple(parts)
 
 
 def _source(value: Any, name: str, folder: MediaFolder | None) -> Any:

@@ -1,8 +1,9 @@
 """What every reader of data returns: one exchange to learn from or to be asked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mmgpt.content import Message, Text
+from mmgpt.content import Content, Medium, Message, Part, Text, text_of
 from mmgpt.errors import DataError
 
 
@@ -12,15 +13,16 @@ class Sample:
 
     Args:
         prompt: The messages up to and including the user's last one, with their media.
-        answers: All right answers. In training each is a document of its own, sharing the media; in evaluation all
-            are references.
+        answers: All right answers, which may have media in them. In training each is a document of its own, sharing the
+            prompt's media; in evaluation the texts of all are references. Without a prompt each is a document to
+            continue.
         task: Name of the task; scores are reported per task.
         where: Where the sample comes from, for error messages: "file:line" or "world 17".
         group: Names samples that evaluation reports apart from the rest of their task; "" for those of the rest.
     """
 
     prompt: tuple[Message, ...]
-    answers: tuple[str, ...]
+    answers: tuple[Content, ...]
     task: str
     where: str
     group: str = ""
@@ -31,5 +33,19 @@ class Sample:
 
     def texts(self) -> list[str]:
         """All text of the sample, prompts and answers; what a tokenizer is trained on."""
-        parts = (part for message in self.prompt for part in message.parts)
-        return [*(part.text for part in parts if isinstance(part, Text)), *self.answers]
+        return [part.text for part in self._parts() if isinstance(part, Text)]
+
+    def media(self) -> list[Medium]:
+        """All media of the sample, those of the prompt before those of the answers."""
+        return [part for part in self._parts() if not isinstance(part, Text)]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The texts of the answers."""
+        return tuple(map(text_of, self.answers))
+
+    def _parts(self) -> Iterator[Part]:
+        for message in self.prompt:
+            yield from message.parts
+        for answer in self.answers:
+            yield from (Text(answer),) if isinstance(answer, str) else answer

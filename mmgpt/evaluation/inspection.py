@@ -132,8 +132,8 @@ def _card(number: int, one: Inspected, tokenizer: Tokenizer, ears: Encoder | Non
     first, *more = one.documents
     learned = sum(first.supervised)
     facts = f"<p><small>{len(first)} tokens, {learned} of them learned</small></p>"
-    media = "".join(_medium(item, f"{item.modality} {i} of sample {number}", ears)
-                    for i, (_, item) in enumerate(first.media, 1))  # fmt: skip
+    shown = {id(item): item for document in one.documents for _, item in document.media}.values()
+    media = "".join(_medium(item, f"{item.modality} {i} of sample {number}", ears) for i, item in enumerate(shown, 1))
     answers = "".join(
         f"<li>{_tokens(document, tokenizer, answer_start(document, tokenizer))}</li>" for document in more
     )

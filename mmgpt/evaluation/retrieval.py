@@ -77,7 +77,7 @@ def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[Task
     right: set[tuple[bytes, str]] = set()
     broken: list[str] = []
     for sample in track(samples, description="pairing", transient=True):
-        media = [part for message in sample.prompt for part in message.parts if not isinstance(part, Text)]
+        media = sample.media()
         if len(media) != 1:
             continue
         try:
@@ -85,7 +85,7 @@ def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[Task
         except MediaError as error:
             broken.append(f"{sample.where}: {error}")
             continue
-        right |= {(item.digest, answer) for answer in sample.answers}
+        right |= {(item.digest, answer) for answer in sample.references}
         if item.digest not in vectors:
             waiting[item.digest] = item
         if len(waiting) == GROUP:

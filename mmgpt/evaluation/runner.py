@@ -149,7 +149,7 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
 
 def _measured(task: str, answered: list[Answered], control: list[Answered], metric: Metric) -> TaskScore:
     def measure(some: list[Answered]) -> Score:
-        return metric.compute([one.prediction for one in some], [one.sample.answers for one in some])
+        return metric.compute([one.prediction for one in some], [one.sample.references for one in some])
 
     score = measure(answered)
     value, n = score.value, len(answered)
@@ -174,13 +174,13 @@ def shown(one: Answered, judge: Judge | None = None) -> ReportSample:
     text = " ".join(part.text for part in last if isinstance(part, Text))
     texts_only = sample.task in ("caption", "describe", "write", "continue") and judge is None
     correct = (
-        judge(sample, one.prediction) if judge else None if texts_only else is_match(one.prediction, sample.answers)
+        judge(sample, one.prediction) if judge else None if texts_only else is_match(one.prediction, sample.references)
     )
     return ReportSample(
         sample.task,
         text,
         one.prediction,
-        " / ".join(sample.answers),
+        " / ".join(sample.references),
         correct,
         image=next((part.load() for part in media if isinstance(part, Image)), None),
         audio=next((part.load() for part in media if isinstance(part, Audio)), None),

@@ -186,7 +186,7 @@ class ShowSamples(L.Callback):
         assistant = Assistant(pl_module.model, self.tokenizer)
         answered = answer_all(assistant, self.samples, Decoding()).answered
         if answered:
-            score = pl_module.metric([a.prediction for a in answered], [a.sample.answers for a in answered])
+            score = pl_module.metric([a.prediction for a in answered], [a.sample.references for a in answered])
             pl_module.log("val_score", score.value, prog_bar=True, batch_size=len(answered))
             folder = self.out / "samples"
             folder.mkdir(parents=True, exist_ok=True)

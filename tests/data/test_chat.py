@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from mmgpt.content import Image, Message, Text
+from mmgpt.content import Audio, Image, Message, Text
 from mmgpt.data.chat import read_chat
 from mmgpt.errors import DataError
+
+PICTURE = {"type": "image", "url": "data:image/png;base64," + base64.b64encode(b"x").decode()}
 
 
 def write(root: Path, *lines: Any) -> Path:
@@ -82,7 +84,9 @@ def test_a_split_key_is_obeyed(tmp_path):
         (turns("Hi."), r"chat.jsonl:2: no message of the assistant"),
         (turns("Hi.", "Hello.", "And?"), r"chat.jsonl:2: the conversation ends with the user"),
         (turns("Hi.", " "), r"chat.jsonl:2: the assistant's answer is empty"),
-        (turns("Hi.", "Hello.")[1:], r"chat.jsonl:2: the assistant's last message does not follow one of the user's"),
+        (turns("Hi.", "A.")[1:] * 2, r"chat.jsonl:2: the assistant's last message does not follow one of the user's"),
+        ([{"role": "assistant", "content": [PICTURE]}], r"chat.jsonl:2: the document is empty or has no text"),
+        ([*turns("Draw."), {"role": "assistant", "content": [PICTURE]}], r"chat.jsonl:2: the assistant's answer is em"),
         ({"messages": turns("Hi.", "Hello."), "split": 1}, r"chat.jsonl:2: the split is 1; it is a string"),
         ([turns("Hi.")[0], {"role": "bot", "content": "x"}], r'chat.jsonl:2: messages\[1\]: unknown role "bot"'),
         (about("../dog.jpg"), r'chat.jsonl:2: messages\[0\].content\[0\]: "../dog.jpg" leads out of the folder'),
@@ -94,10 +98,48 @@ def test_a_malformed_line_is_told_with_its_number(tmp_path, line, message):
         read_chat(write(tmp_path, turns("Fine?", "Fine."), line), "dev")
 
 
-def test_an_answer_with_media_is_refused(tmp_path):
-    part = {"type": "image", "url": "data:image/png;base64," + base64.b64encode(b"x").decode()}
-    with pytest.raises(DataError, match=r"chat.jsonl:1: the assistant's answer has media in it"):
-        read_chat(write(tmp_path, [*turns("Draw."), {"role": "assistant", "content": [part]}]), "dev")
+def test_media_in_any_turn_of_the_assistant_stand_where_they_are(tmp_path):
+    (tmp_path / "dog.jpg").touch()
+    sound = {"type": "input_audio", "input_audio": {"data": "eA==", "format": "wav"}}
+    first = [{"type": "text", "text": "Look: "}, {"type": "image", "path": "dog.jpg"}]
+    last = [PICTURE, {"type": "text", "text": "It "}, {"type": "text", "text": "barks: "}, sound]
+    said = [*turns("Draw."), {"role": "assistant", "content": first}, *turns("And?")]
+    [sample] = read_chat(write(tmp_path, [*said, {"role": "assistant", "content": last}]), "dev")
+    text, drawn = sample.prompt[1].parts
+    assert (text, type(drawn), drawn.source) == (Text("Look: "), Image, tmp_path / "dog.jpg")  # type: ignore[union-attr]
+    [(picture, *texts, heard)] = sample.answers
+    assert isinstance(picture, Image)
+    assert picture.source == b"x"
+    assert isinstance(heard, Audio)
+    assert heard.source == b"x"
+    assert texts == [Text("It "), Text("barks: ")]
+    assert (sample.task, sample.references) == ("ask", ("It barks:",))
+
+
+def test_a_single_message_of_the_assistant_is_a_document_to_continue(tmp_path):
+    content = [{"type": "text", "text": "Rex:\n"}, PICTURE, {"type": "text", "text": "\nHe is brown."}]
+    path = write(tmp_path, [{"role": "assistant", "content": content}], [{"role": "assistant", "content": " Once. "}])
+    mixed, plain = (sample for split in ("dev", "train") for sample in read_chat(path, split))
+    [(before, picture, behind)] = mixed.answers
+    assert (before, behind) == (Text("Rex:\n"), Text("\nHe is brown."))
+    assert isinstance(picture, Image)
+    assert picture.source == b"x"
+    assert (mixed.prompt, mixed.task) == ((), "continue")
+    assert (plain.prompt, plain.answers, plain.task) == ((), ("Once.",), "continue")
+
+
+def test_documents_that_begin_with_one_picture_stay_in_one_split(tmp_path):
+    for name in "abcdefghijkl":
+        (tmp_path / f"{name}.jpg").touch()
+    lines = [
+        [{"role": "assistant", "content": [{"type": "image", "path": f"{name}.jpg"}, {"type": "text", "text": text}]}]
+        for text in ("One.", "Two.")
+        for name in "abcdefghijkl"
+    ]
+    path = write(tmp_path, *lines)
+    held = [sample.media()[0].source for sample in read_chat(path, "dev")]
+    assert held == [tmp_path / f"{name}.jpg" for name in "akak"]
+    assert len(read_chat(path, "train")) == 20
 
 
 def test_all_missing_files_are_counted(tmp_path):

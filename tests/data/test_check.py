@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from tiny import some_audio, some_image, some_video
 
-from mmgpt.content import Audio, Image, Message
+from mmgpt.content import Audio, Image, Message, Text
 from mmgpt.data.check import DataCheck, Media, Repeats, Spread, check
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.mixture import Mixture
@@ -57,6 +57,20 @@ def test_media_are_measured_as_they_are_and_not_as_the_encoders_take_them(proces
         "audio": Media(2, seconds=Spread(0.5, 0.5, 1.5, 1.5)),
         "video": Media(1, seconds=Spread(0.75, 0.75, 0.75, 0.75)),
     }
+
+
+def test_media_of_answers_are_counted_once_and_a_broken_one_costs_its_answer(processor, tmp_path):
+    (tmp_path / "no.jpg").write_text("no picture")
+    shared, own = some_image(0, size=50), some_image(1, size=60)
+    answers = ("yes", (Text("so "), own, some_audio(2, samples=4000)), (Text("no "), Image(tmp_path / "no.jpg")))
+    document = Sample((), ((own, Text("A circle.")),), "continue", "x:1")
+    found = check([sample(0, shared, answers=answers), document], [sample(2)], processor).train
+    assert found.documents == 3
+    assert found.media["image"] == Media(3, width=Spread(50, 60, 60, 60), height=Spread(50, 60, 60, 60))
+    assert found.media["audio"] == Media(1, seconds=Spread(0.5, 0.5, 0.5, 0.5))
+    assert found.same_media == Repeats(1, [("x:1", "x:0")])
+    (reason,) = found.broken
+    assert reason.startswith(f"x:0: {tmp_path / 'no.jpg'}: is damaged or not a picture")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -61,6 +61,20 @@ def test_media_of_several_messages_keep_their_places():
     ]
 
 
+def test_media_of_answers_are_exchanged_too():
+    def document(number: int) -> Sample:
+        pictures = [Image(np.full((1, 1, 3), 10 * number + place, np.uint8)) for place in range(2)]
+        return Sample((), ((pictures[0], Text("a"), pictures[1], Text(f"b{number}")),), "continue", "")
+
+    def told(sample: Sample) -> list[str | int]:
+        [answer] = sample.answers
+        return [p.text if isinstance(p, Text) else int(p.source.flat[0]) for p in answer]  # type: ignore[union-attr]
+
+    one, two = shuffle_media([document(1), document(2)], np.random.default_rng(0))
+    assert told(one) == [20, "a", 21, "b1"]
+    assert told(two) == [10, "a", 11, "b2"]
+
+
 def test_controls_are_the_same_for_the_same_seed(samples):
     for control in (shuffle_media, shuffle_frames):
         one, two, other = (control(samples, np.random.default_rng(seed)) for seed in (0, 0, 1))

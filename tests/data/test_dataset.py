@@ -2,7 +2,7 @@ import pytest
 from tiny import some_image
 
 from mmgpt.batch import Example
-from mmgpt.content import Image, Message
+from mmgpt.content import Image, Message, Text
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.sample import Sample
 from mmgpt.errors import DataError
@@ -54,6 +54,18 @@ def test_an_answer_longer_than_the_context_is_dropped_alone_and_named(processor,
     assert lost(parts).startswith("x:1: ")
     assert 'with the answer "zebra? zebra? ' in lost(parts)
     assert "more than the context of 160" in lost(parts)
+
+
+def test_a_broken_picture_in_an_answer_costs_that_answer_and_is_named(processor, tokenizer, broken_picture):
+    answers = ("a", (Text("b"), broken_picture), (some_image(1), Text("c")))
+    one = Sample((Message.of("user", some_image(0), "What?"),), answers, "ask", "x:1")
+    parts = ExampleDataset([one], processor)[0]
+    assert texts(parts, tokenizer) == ["What?a", "What?c"]
+    assert lost(parts).startswith("x:1: ")
+    assert "no.jpg: is damaged or not a picture" in lost(parts)
+    shown = [[item for _, item in part.media] for part in parts if isinstance(part, Example)]
+    assert [len(items) for items in shown] == [1, 2]
+    assert shown[0][0] is shown[1][0]
 
 
 def test_a_sample_without_answers_is_an_error_that_names_it():

@@ -66,6 +66,35 @@ def test_an_answer_may_speak_of_the_words(tmp_path):
     assert sample.answers == ("An <image> tag.",)
 
 
+def test_media_of_answers_stand_at_their_words_where_the_questions_leave_some(tmp_path):
+    row = said("Like <image>?", "No, <image> is a cat.", "Hear one?", "<audio>\nSo.", image=["dog.jpg", "cat.jpg"])
+    row["audio"] = "bark.wav"
+    [sample] = read_llava(write(tmp_path, row), "dev")
+    assert [parts(message) for message in sample.prompt] == [
+        ["Like", "Image:dog.jpg", "?"],
+        ["No,", "Image:cat.jpg", "is a cat."],
+        ["Hear one?"],
+    ]
+    [answer] = sample.answers
+    assert not isinstance(answer, str)
+    assert (parts(Message("assistant", answer)), sample.task) == (["Audio:bark.wav", "So."], "ask")
+
+
+def test_a_single_turn_of_the_assistant_is_a_document_to_continue(tmp_path):
+    content = [{"type": "text", "text": "A dog: "}, {"type": "image"}, {"type": "text", "text": " It is brown."}]
+    rows = [
+        {"messages": [{"role": "assistant", "content": content}], "images": ["dog.jpg"]},
+        {"conversations": [{"from": "gpt", "value": "A cat: <image> It sits."}], "image": "cat.jpg"},
+    ]
+    path = write(tmp_path, *rows)
+    expected = {"train": ["A dog: ", "Image:dog.jpg", " It is brown."], "dev": ["A cat:", "Image:cat.jpg", "It sits."]}
+    for split, told in expected.items():
+        [sample] = read_llava(path, split)
+        [answer] = sample.answers
+        assert not isinstance(answer, str)
+        assert (sample.prompt, parts(Message("assistant", answer)), sample.task) == ((), told, "continue")
+
+
 def test_the_dialect_of_llama_factory_is_read(tmp_path):
     turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A dog."}]
     [sample] = read_llava(write(tmp_path, {"messages": turns, "images": ["dog.jpg"], "system": "Be brief."}), "dev")
@@ -113,6 +142,7 @@ def test_rows_about_one_picture_stay_in_one_split_and_a_split_key_is_obeyed(tmp_
         (said("What?", "A.", image="a", images=["a"]), r'\[1\]: both "image" and "images" are given'),
         (said("<image>What?", "A.", image="../dog.jpg"), r'\[1\]: "../dog.jpg" leads out of the folder'),
         (said("<image>What?", "A.", image="http://a.org/b.jpg"), r"\[1\]: .* is a URL, and nothing is fetched"),
+        (said("What?", "<image><image>.", image="dog.jpg"), r"\[1\]: 2 × <image> in the turns, and 1 images named"),
         (said("<image>What?", image="dog.jpg"), r"\[1\]: no message of the assistant"),
         (said("What?", "A.", split=1), r"\[1\]: the split is 1; it is a string"),
     ],

@@ -52,6 +52,25 @@ def test_rows_are_samples_in_any_order_over_files_and_row_groups(tmp_path):
     assert [sample.answers[0] for sample in samples[1:12:5]] == ["number 1", "number 6", "number 11"]
 
 
+def test_lists_of_pictures_and_texts_are_documents(tmp_path):
+    rows = [
+        {
+            "images": [None, {"bytes": picture(i), "path": None}, None, {"bytes": picture(100 + i), "path": None}],
+            "texts": [f"One {i}: ", None, "\nTwo: ", None],
+            "metadata": f"{i}",
+        }
+        for i in range(20)
+    ]
+    samples = read_parquet(write(tmp_path / "train.parquet", rows), "train")
+    assert len(samples) == 18
+    for sample in samples:
+        [(one, first, two, second)] = sample.answers
+        number = int(one.text.split()[1][:-1])  # type: ignore[union-attr]
+        shades = [part.load().getpixel((0, 0))[0] for part in (first, second)]  # type: ignore[union-attr]
+        assert (one, two, shades) == (Text(f"One {number}: "), Text("\nTwo: "), [number, 100 + number])
+        assert (sample.prompt, sample.task) == ((), "continue")
+
+
 def test_one_row_in_ten_is_held_out_wherever_classes_take_turns(tmp_path):
     rows = [{"text": f"{i}", "label": i % 10} for i in range(200)]
     path = write(tmp_path / "a.parquet", rows)

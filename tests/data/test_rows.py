@@ -61,6 +61,27 @@ def test_conversations_come_first_and_media_stand_at_their_words():
     assert told(sample) == (["Is", Image, "a dog?"], ("Yes.",), "ask")
 
 
+def test_lists_of_media_and_texts_are_a_document_in_their_order(tmp_path):
+    (tmp_path / "a.png").touch()
+    columns = {
+        "images": [None, "a.png", {"bytes": b"i", "path": None}, None, None],
+        "texts": ["One:\n\n", None, None, " Two.", None],
+        "audios": [None, None, None, None, b"s"],
+        "metadata": [None, {"src": "x"}, {"src": "y"}, None, None],
+    }
+    sample = row_sample(columns, "x:1", MediaFolder(tmp_path))
+    [(one, first, second, two, sound)] = sample.answers
+    assert (one, two) == (Text("One:\n\n"), Text(" Two."))
+    assert [(type(part), part.source) for part in (first, second, sound)] == [  # type: ignore[union-attr]
+        (Image, tmp_path / "a.png"),
+        (Image, b"i"),
+        (Audio, b"s"),
+    ]
+    assert (sample.prompt, sample.task) == ((), "continue")
+    alone = row_sample({"images": [None, None], "texts": ["One. ", "Two. "]}, "x:1")
+    assert told(alone) == ([], ("One. Two.",), "continue")
+
+
 def test_media_are_bytes_or_files_of_the_folder(tmp_path):
     (tmp_path / "a.png").touch()
     folder = MediaFolder(tmp_path)
@@ -95,6 +116,12 @@ def test_wordings_take_turns():
         ({"image": 5, "caption": "A."}, r"the image is 5; it is the bytes of a file"),
         ({"image": "a.png", "caption": "A."}, r'the image is "a.png"; it is the bytes of a file'),
         ({"image": {"array": [1]}, "caption": "A."}, r"the image is None; it is the bytes of a file"),
+        ({"images": [None, b"i"], "texts": ["A."]}, r"2 images, 1 texts; let the lists be as long as each other"),
+        ({"images": [None, b"i"], "texts": ["A.", "B."]}, r"images and texts\[1\] have 2 values; all but one are null"),
+        ({"images": [None], "texts": [None]}, r"images and texts\[0\] have 0 values; all but one are null"),
+        ({"images": [None, b"i"], "texts": [5, None]}, r"texts\[0\] is 5; it is a text or null"),
+        ({"images": [5, None], "texts": [None, "A."]}, r"the images is 5; it is the bytes of a file"),
+        ({"images": [b"i", None], "texts": [None, " "]}, r"the document is empty or has no text"),
         ({"messages": [{"role": "user", "content": "Hi."}]}, r"no message of the assistant"),
     ],
 )

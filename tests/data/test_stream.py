@@ -3,6 +3,7 @@ import pytest
 from PIL import Image as Pillow
 from test_parquet import captions, shade, write
 
+from mmgpt.content import Text
 from mmgpt.data.stream import HFStream, head
 from mmgpt.errors import DataError
 
@@ -39,6 +40,15 @@ def test_pictures_in_folders_named_by_their_classes(tmp_path):
         ("classify", ("cat",), 1),
         ("classify", ("dog",), 2),
     ]
+
+
+def test_lists_of_pictures_and_texts_are_documents(tmp_path):
+    rows = [{"images": [one["image"], None], "texts": [None, one["caption"]]} for one in captions(5)]
+    write(tmp_path / "train.parquet", rows)
+    for i, sample in zip((1, 2, 3, 4), HFStream(str(tmp_path), "train"), strict=True):
+        [(picture, text)] = sample.answers
+        assert (picture.load().getpixel((0, 0))[0], text) == (i, Text(f"number {i}"))  # type: ignore[union-attr]
+        assert (sample.prompt, sample.task) == ((), "continue")
 
 
 def test_a_split_that_is_not_there_is_told(tmp_path):

@@ -77,6 +77,18 @@ def test_tables_make_prompts_and_answers(tmp_path, file, text):
         assert sample.where == f"{tmp_path / file}:{1 if file.endswith('l') else 2}"
 
 
+def test_lines_of_text_and_of_texts_and_pictures_may_stand_in_one_file(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    lines = '{"text": "Once."}\n{"images": [null, "a.jpg", null], "texts": ["A dog: ", null, " It barks."]}\n'
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "dev.jsonl").write_text('{"text": "Twice."}\n')
+    plain, document = read_texts(tmp_path, "train")
+    [(before, picture, behind)] = document.answers
+    assert isinstance(picture, Image)
+    assert (before, picture.source, behind) == (Text("A dog: "), tmp_path / "a.jpg", Text(" It barks."))
+    assert [(one.prompt, one.task) for one in (plain, document)] == [((), "continue")] * 2
+
+
 def test_tables_are_split_by_name_or_column_and_may_name_media(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "train.csv").write_text("image,question,answer\na.jpg,What?,dog\n")

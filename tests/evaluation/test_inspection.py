@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import some_audio, some_image, some_video
 
-from mmgpt.content import Image, Message
+from mmgpt.content import Image, Message, Text
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation.inspection import answer_start, as_text, inspected, pieces, write_inspection
 from mmgpt.model import MultimodalGPT
@@ -65,6 +65,31 @@ def test_samples_are_spread_and_broken_ones_are_told(processor, tmp_path):
     assert [one.sample for one in found] == [samples[0], samples[4], samples[8]]
     assert [len(one.documents) for one in found] == [1, 1, 0]
     assert "no.jpg: is damaged" in found[2].broken[0]
+
+
+def test_a_document_of_texts_and_media_is_told_in_its_order(processor, tokenizer):
+    document = Sample((), ((Text("See:"), some_image(0), Text("a circle."), some_audio(0)),), "continue", "x:1")
+    (one,) = inspected([document], 1, processor, 0)
+    text = as_text(one.documents[0], tokenizer)
+    slots = [item.slots for _, item in one.documents[0].media]
+    picture, sound = f"[image: {slots[0]} slots]", f"[audio: {slots[1]} slots]"
+    assert text.plain == f"<|assistant|>See:{picture}a circle.{sound}<|end|>"
+    coloured = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
+    assert coloured == ["See:", "a circle.", "<|end|>"]
+
+
+def test_the_page_shows_the_media_of_all_answers_each_once(tmp_path, model, processor, tokenizer):
+    answers = ((Text("a"), some_image(1)), (some_image(2), some_audio(0), Text("b")))
+    found = inspected([sample(some_image(0), "What?", answers=answers)], 1, processor, 0)
+    write_inspection(tmp_path / "page.html", found, tokenizer, dict(model.encoders.items()), "x")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r'alt="([^"]*)"', page) == [
+        *(f"image {number} of sample 1" for number in (1, 2, 3)),
+        "Spectrogram: audio 4 of sample 1",
+    ]
+    slots = [processor.media_input(part).slots for part in (some_image(2), some_audio(0))]
+    other = page.partition("Other right answers")[2]
+    assert re.findall(r"<b>(.*?)</b>", other) == [f"image: {slots[0]} slots", f"audio: {slots[1]} slots"]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import some_audio, some_image, some_video
 
-from mmgpt.content import Image, Message
+from mmgpt.content import Image, Message, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation import runner
@@ -162,3 +162,14 @@ def test_a_text_to_continue_is_answered_and_shown_without_a_prompt(assistant):
     assert evaluation.scores == []
     told = shown(evaluation.answered[0])
     assert (told.question, told.truth, told.correct) == ("", "Once upon a time.", None)
+
+
+def test_the_text_of_an_answer_with_media_is_the_reference(assistant, monkeypatch):
+    document = Sample((), ((Text("A red "), some_image(0), Text("circle.")),), "continue", "a.jsonl:1")
+    told = shown(answer_all(assistant, [document], DECODING).answered[0])
+    assert (told.question, told.truth, told.correct) == ("", "A red circle.", None)
+    assert told.image is None  # nobody was shown it
+    question = Sample((Message.of("user", "Draw."),), ((some_image(0), Text("Here.")),), "ask", "a.jsonl:2")
+    monkeypatch.setattr(assistant, "reply_examples", lambda prompts, _: ["Here." for _ in prompts])
+    [score] = evaluate(assistant, [question], DECODING).scores
+    assert score.score == 1.0

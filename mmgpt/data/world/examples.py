@@ -41,5 +41,5 @@ def write_examples(folder: Path, seed: int = 0) -> dict[str, ExampleFile]:
             elif isinstance(part, Video) and isinstance(part.source, np.ndarray):
                 path = path.with_suffix(".mp4")
                 write_video(path, part.source, part.frame_rate or 1.0, part.sound.load() if part.sound else None)
-        written[task] = ExampleFile(path, request, sample.answers[0])
+        written[task] = ExampleFile(path, request, sample.references[0])
     return written

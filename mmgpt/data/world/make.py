@@ -63,7 +63,7 @@ def score_answer(sample: Sample, prediction: str) -> bool:
     transcript must be exact; a match is judged by the verdict at the end; other answers by the first word that could
     be one. What cannot be read is wrong.
     """
-    answer = sample.answers[0]
+    answer = sample.references[0]
     if sample.task == "caption":
         return read_caption(prediction) == read_caption(answer)
     if sample.task == "describe":
