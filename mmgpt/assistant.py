@@ -93,9 +93,13 @@ class Assistant:
 
     def reply_examples(self, prompts: Sequence[Example], decoding: Decoding) -> list[str]:
         """As `reply`, for prompts that are encoded already."""
+        self.require_answers()
+        return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
+
+    def require_answers(self) -> None:
+        """Raises ConfigError for a model that can be asked nothing."""
         if not self.model.config.answers:
             raise ConfigError("this model pairs media with texts alone and answers nothing; use embed or classify")
-        return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
 
     def embed(self, source: Embedded | list[Embedded]) -> torch.Tensor:
         """The unit vector (width,) of a text (a str is one) or a medium; those (n, width) of a list, batched.

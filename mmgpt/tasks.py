@@ -7,10 +7,14 @@ from mmgpt.content import Message, Part
 
 @dataclass(frozen=True)
 class Task:
-    """A way to use the model: the wordings of the request (the first is the default) and how answers are scored."""
+    """A way to use the model: the wordings of the request (the first is the default) and how answers are scored.
+
+    Answers of tasks that are `exact` are right or wrong; others are more or less right.
+    """
 
     prompts: tuple[str, ...]
     metrics: tuple[str, ...]
+    exact: bool = False
 
     def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
         """The conversation that asks for this task about the parts, media first."""
@@ -40,16 +44,18 @@ TASKS = {
             "What is said?",
             "Write down what you hear.",
         ),
-        ("wer",),
+        ("wer", "cer"),
+        exact=True,
     ),
     "classify": Task(
         (
             "What is this?",
             "Which kind is it?",
         ),
-        ("exact_match",),
+        ("accuracy", "macro_f1"),
+        exact=True,
     ),
-    "ask": Task(("",), ("exact_match",)),
+    "ask": Task(("",), ("exact_match", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),
     "continue": Task(("",), ()),
 }

@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "describe pictures",
     "ask": "answer a question about pictures, sounds or videos",
     "transcribe": "write down speech",
+    "eval": "a model's answers to a data set, their scores and a report",
     "score": "score predictions of any system against references",
     "serve": "answer the clients of OpenAI's API, many at once",
     "info": "what a checkpoint is: sizes, modalities, training, scores",
