@@ -20,6 +20,13 @@ class Task:
         """The conversation that asks for this task about the parts, media first."""
         return [Message.of("user", *parts, prompt or self.prompts[0])]
 
+    def about(self, text: str, **words: str) -> list[Message]:
+        """The conversation that asks for this task about a text, which stands below the request.
+
+        So do rows with `instruction` and `input` (see mmgpt.data.rows). `words` are put into the wording: to="German".
+        """
+        return [Message.of("user", f"{self.prompts[0].format(**words)}\n{text}")]
+
 
 TASKS = {
     "caption": Task(
@@ -55,6 +62,8 @@ TASKS = {
         ("accuracy", "macro_f1"),
         exact=True,
     ),
+    "translate": Task(("Translate into {to}.",), ("sacrebleu", "chrf")),
+    "summarize": Task(("Summarize the text.",), ("rouge_l",)),
     "ask": Task(("",), ("exact_match", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),
     "continue": Task(("",), ()),

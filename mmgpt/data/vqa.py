@@ -29,7 +29,7 @@ from mmgpt.errors import DataError, shown
 from mmgpt.folder import MediaFolder
 
 _NAME = re.compile(r"(?:.*_)?(([a-z]+)\d*)_(questions|annotations)\.json")
-_AGREED = 3  # people
+_AGREED, _ASKED = 3, 10  # people
 
 
 def read_vqa(path: Path, split: str) -> list[Sample]:
@@ -99,7 +99,7 @@ def _answers(path: Path, learn: bool) -> dict[Any, tuple[tuple[str, ...], tuple[
         if not isinstance(first, str) or not first.strip():
             raise DataError(f"{where}: the answer is {shown(first)}; fill it in or remove the question")
         agreed = [] if learn else [answer for answer, count in counts.most_common() if answer and count >= _AGREED]
-        votes = () if learn else tuple(answer.get("answer") for answer in given)
+        votes = () if learn or len(given) != _ASKED else tuple(answer.get("answer") for answer in given)
         found[number] = tuple(dict.fromkeys([first.strip(), *agreed])), votes
     return found
 
