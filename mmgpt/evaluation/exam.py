@@ -36,8 +36,9 @@ from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation.exam_report import write_exam_report
+from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
-from mmgpt.evaluation.runner import Answered, media_of, replies, scored
+from mmgpt.evaluation.runner import Answered, measured, media_of, replies, scored
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
 
@@ -117,6 +118,70 @@ def examine(exam: Exam, out: Path) -> Examined:
         path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
     write_exam_report(out / "report.html", settings, scores, answered, controls, failed)
     return Examined(exam.model, scores, answered, failed)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of several models on the samples that all of them answered.
+
+    Args:
+        task: The task.
+        metric: In words.
+        n: Number of these samples.
+        scores: Of each model.
+        intervals: Their 95 % intervals.
+        p: Of each but the first, in the paired bootstrap test against the first (Koehn 2004).
+        lower_is_better: True for error rates.
+    """
+
+    task: str
+    metric: str
+    n: int
+    scores: list[float]
+    intervals: list[Interval]
+    p: list[float]
+    lower_is_better: bool
+
+
+def compare(found: Sequence[Examined]) -> list[Compared]:
+    """Each metric of evaluations of several models on the same data."""
+    common = sorted(set.intersection(*(set(one.answered) for one in found)))
+    rows = []
+    for own in zip(*(measured([one.answered[i] for i in common]) for one in found), strict=True):
+        values = [one.score.value for one in own]
+        resampled = [bootstrap({"": one.score})[""] for one in own]  # the same draws for all
+        p = [
+            p_value(resampled[0], other, values[0] - value)
+            for other, value in zip(resampled[1:], values[1:], strict=True)
+        ]
+        intervals = [percentiles(one) for one in resampled]
+        first = own[0]
+        rows.append(
+            Compared(first.task, first.metric.name, first.score.n, values, intervals, p, first.metric.lower_is_better)
+        )
+    return rows
+
+
+def examine_all(exams: Sequence[Exam], out: Path) -> tuple[list[Examined], list[Compared]]:
+    """Evaluations of several models on the same data, each in OUT/NAME; leaves OUT/comparison.json. As `examine`."""
+    names = [Path(exam.model).name for exam in exams]
+    if len(set(names)) < len(names):
+        names = [f"{i}-{name}" for i, name in enumerate(names, 1)]
+    found = [examine(exam, out / name) for exam, name in zip(exams, names, strict=True)]
+    rows = compare(found)
+    told = {"models": [exam.model for exam in exams], "comparison": [compared_json(row) for row in rows]}
+    with atomic_write(out / "comparison.json") as path:
+        path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+    return found, rows
+
+
+def compared_json(row: Compared) -> dict[str, Any]:
+    """A row of a comparison as JSON; None where a number is not defined."""
+    return dataclasses.asdict(row) | {
+        "scores": [_number(value) for value in row.scores],
+        "intervals": [[_number(end) for end in interval] for interval in row.intervals],
+        "p": [_number(value) for value in row.p],
+    }
 
 
 def score_json(score: TaskScore) -> dict[str, Any]:

@@ -22,13 +22,30 @@ def test_eval_prints_the_scores_and_where_the_report_is(mmgpt_command, model_dir
     assert str(tmp_path / "out" / "report.html") in told.out
     again = mmgpt_command(*arguments, "--json")
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert json.loads(again.out) == {"scores": results["scores"], "failed": 1}
+    assert json.loads(again.out) == {"model": str(model_directory), "scores": results["scores"], "failed": 1}
 
 
 def test_eval_refuses_other_settings_in_the_same_place(mmgpt_command, model_directory, walls, tmp_path):
     arguments = ("eval", model_directory, "--format", "captions", "--data", walls, "--out", tmp_path / "out", *SHORT)
     assert mmgpt_command(*arguments, "--limit", 2).code == 0
     assert "data.limit was 2 and is 3" in mmgpt_command(*arguments, "--limit", 3).error(2)
+
+
+def test_two_models_are_compared_sample_by_sample(mmgpt_command, model_directory, walls, tmp_path):
+    """A model is as good as itself: p is 1 where nothing differs."""
+    arguments = ("eval", model_directory, model_directory, "--format", "captions", "--data", walls, *SHORT)
+    told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
+    both = json.loads(told.out)
+    assert [one["model"] for one in both["models"]] == [str(model_directory)] * 2
+    assert [(row["metric"], row["n"], row["p"]) for row in both["comparison"]] == [
+        ("CIDEr-D", 4, [1.0]), ("BLEU-4", 4, [1.0]),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparison"] == both["comparison"]
+    name = model_directory.name
+    assert (tmp_path / "out" / f"2-{name}" / "report.html").is_file()
+    shown = mmgpt_command(*arguments, "--out", tmp_path / "out").out
+    assert "+0.0" in shown
+    assert "1.000" in shown
 
 
 @pytest.mark.parametrize(

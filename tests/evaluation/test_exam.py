@@ -16,8 +16,10 @@ from mmgpt import checkpoint
 from mmgpt.data.controls import shuffle_media
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation import exam as exam_module
-from mmgpt.evaluation.exam import Exam, examine
-from mmgpt.evaluation.runner import evaluate
+from mmgpt.evaluation.exam import Exam, Examined, compare, examine
+from mmgpt.evaluation.predictions import Reference
+from mmgpt.evaluation.runner import Answered, evaluate
+from mmgpt.evaluation.scoring import compared, score
 
 FILES = ("settings.json", "answers.jsonl", "results.json", "report.html")
 
@@ -88,9 +90,9 @@ def test_results_hold_the_scores_of_the_answers_and_what_made_them(asked, whole,
     assert [(one["task"], one["metric"], one["n"]) for one in results["scores"]] == [
         ("caption", "CIDEr-D", 9), ("caption", "BLEU-4", 9),
     ]  # fmt: skip
-    for found, score in zip(results["scores"], expected, strict=True):
+    for found, own in zip(results["scores"], expected, strict=True):
         assert (found["score"], found["control"], tuple(found["interval"])) == (
-            score.score, score.control, score.interval,
+            own.score, own.control, own.interval,
         )  # fmt: skip
     assert results["decoding"]["temperature"] == 1.0
     assert results["prompts"] == {"caption": ["Describe the picture."]}
@@ -191,3 +193,18 @@ def test_a_limit_is_spread_over_the_split_and_a_task_may_be_told(asked):
     places = [sample.where for sample in asked.samples()]
     assert [sample.where for sample in some] == [places[0], places[3], places[6]]
     assert {sample.task for sample in some} == {"describe"}
+
+
+def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_does(asked):
+    """The first sample is too long for one of them. The same numbers come from the metrics alone."""
+    samples = [dataclasses.replace(one, task="ask") for one in asked.samples()[:9]]
+    said = [one.answers[0] for one in samples]
+    good = {i: Answered(one, said[i]) for i, one in enumerate(samples)}
+    bad = {i: Answered(one, said[i] if i % 4 == 1 else "a door") for i, one in enumerate(samples) if i}
+    (row,) = compare([Examined("a", [], good, {}), Examined("b", [], bad, {0: "too long"})])
+    truths = [Reference([truth], "") for truth in said[1:]]
+    first, second = (score("qa", [one[i].prediction for i in range(1, 9)], truths) for one in (good, bad))
+    assert (row.task, row.metric, row.n, row.scores) == ("ask", "exact match", 8, [1.0, 2 / 8])
+    assert row.intervals == [first.intervals["exact match"], second.intervals["exact match"]]
+    assert row.p == [compared(first, second)["exact match"][1]]
+    assert row.p[0] < 0.05
