@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import rich.progress
+import timm  # noqa: F401  so that children need not import it
+import torch
 
 import mmgpt.files
 from mmgpt.evaluation.exam import Exam, examine
@@ -49,6 +51,7 @@ def child(model: str, data: str, out: str, place: str, call: int) -> int:
 
 
 def main(model: str, data: str, out: str, kills: str) -> None:
+    torch.set_num_threads(1)  # no pool of threads, which a fork would lose
     print([child(model, data, out, *kill) for kill in (*json.loads(kills), ("", 0))])
 
 

@@ -128,7 +128,7 @@ def test_what_is_whole_needs_no_model(asked, whole, tmp_path, monkeypatch):
 
 
 def test_killed_again_and_again_it_leaves_the_files_of_one_that_never_was(place, whole, tmp_path):
-    kills = [["file", 1], ["step", 2], ["line", 1], ["step", 4], ["line", 3], ["line", 4], ["file", 1], ["file", 2]]
+    kills = [["file", 1], ["step", 2], ["line", 1], ["step", 3], ["line", 4], ["file", 1], ["file", 2]]
     script = Path(__file__).with_name("exam_kills.py")
     command = [sys.executable, script, place / "model", place / "walls", tmp_path / "out", json.dumps(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
