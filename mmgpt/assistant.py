@@ -56,6 +56,22 @@ class Assistant:
         """What is said in a sound; a list in gives a list out, batched."""
         return self._task("transcribe", Audio, audio, decoding)
 
+    @overload
+    def translate(self, text: list[str], to: str, **decoding: Any) -> list[str]: ...
+    @overload
+    def translate(self, text: str, to: str, **decoding: Any) -> str: ...
+    def translate(self, text: str | list[str], to: str, **decoding: Any) -> str | list[str]:
+        """A text in another language, which is named as in training ("German"); a list in gives a list out, batched."""
+        return self._about("translate", text, decoding, to=to)
+
+    @overload
+    def summarize(self, text: list[str], **decoding: Any) -> list[str]: ...
+    @overload
+    def summarize(self, text: str, **decoding: Any) -> str: ...
+    def summarize(self, text: str | list[str], **decoding: Any) -> str | list[str]:
+        """A text in short; a list in gives a list out, batched."""
+        return self._about("summarize", text, decoding)
+
     def ask(
         self,
         question: str,
@@ -93,9 +109,13 @@ class Assistant:
 
     def reply_examples(self, prompts: Sequence[Example], decoding: Decoding) -> list[str]:
         """As `reply`, for prompts that are encoded already."""
+        self.require_answers()
+        return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
+
+    def require_answers(self) -> None:
+        """Raises ConfigError for a model that can be asked nothing."""
         if not self.model.config.answers:
             raise ConfigError("this model pairs media with texts alone and answers nothing; use embed or classify")
-        return [answers[0].text.strip() for answers in self.engine.run(prompts, decoding)]
 
     def embed(self, source: Embedded | list[Embedded]) -> torch.Tensor:
         """The unit vector (width,) of a text (a str is one) or a medium; those (n, width) of a list, batched.
@@ -133,15 +153,19 @@ class Assistant:
         return torch.tensor(ids, device=self.model.device)
 
     @torch.inference_mode()
-    def classify(self, medium: Source, labels: Sequence[str], template: str = "{}") -> dict[str, float]:
-        """How likely each label is for a medium, the likeliest first; together they are 1.
+    def classify(self, source: Source | Text, labels: Sequence[str], template: str = "{}") -> dict[str, float]:
+        """How likely each label is for a medium or a text, the likeliest first; together they are 1.
 
-        Where the model pairs media with texts, by the similarity of the medium and the label's text (Radford et al.
+        Where the model pairs media with texts, by the similarity of the source and the label's text (Radford et al.
         2021): softmax over the labels, at the learned temperature. Else by the likelihood of the label as the GPT's
-        answer.
+        answer: that of all its tokens and its end, so that the shares are those of the model's own answers, were it to
+        give one of the labels. They are not divided by the number of tokens, as is done with models that never learned
+        the task (Brown et al. 2020): the later tokens of a long label are nearly certain once it has begun, and their
+        mean would make it likelier the longer it is.
 
         Args:
-            medium: A path names a picture, sound or clip by its ending; bytes, arrays and PIL images are pictures.
+            source: A path names a picture, sound or clip by its ending; bytes, arrays and PIL images are pictures. Text
+                is asked just as it stands, as rows with `text` and `label` are learned.
             labels: What it may be.
             template: The text that the model was trained to see with such a medium, "{}" standing for the label: "a
                 photo of a {}."
@@ -153,13 +177,13 @@ class Assistant:
             raise ConfigError(f"classify: needs labels, and {{}} in the template; not {labels!r}, {template!r}")
         labels = list(dict.fromkeys(labels))
         texts = [template.replace("{}", label) for label in labels]
-        part = _part(medium)
+        part = source if isinstance(source, Text) else _part(source)
         if self.model.pair is not None:
             vectors = torch.stack(self._vectors([part, *map(Text, texts)]))
             scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
         else:
-            prompt = self.processor.encode_prompt(TASKS["classify"].conversation(part))
-            scores = self._likelihoods(prompt, texts)
+            asked = [Message("user", (part,))] if isinstance(part, Text) else TASKS["classify"].conversation(part)
+            scores = self._likelihoods(self.processor.encode_prompt(asked), texts)
         order = scores.argsort(descending=True, stable=True).tolist()
         return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
 
@@ -180,6 +204,11 @@ class Assistant:
         parts = _parts(kind, source)
         answers = self.reply([TASKS[task].conversation(part) for part in parts], **decoding)
         return answers if isinstance(source, list) else answers[0]
+
+    def _about(self, task: str, text: str | list[str], decoding: dict[str, Any], **words: str) -> Any:
+        texts = text if isinstance(text, list) else [text]
+        answers = self.reply([TASKS[task].about(one, **words) for one in texts], **decoding)
+        return answers if isinstance(text, list) else answers[0]
 
 
 def load(directory: str | Path, device: str | torch.device | None = None, int8: bool = False) -> Assistant:

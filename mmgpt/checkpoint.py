@@ -9,6 +9,7 @@ loads just as well, and a run's directory loads its best checkpoint.
 
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import re
@@ -117,6 +118,17 @@ def read_config(directory: str | Path) -> ModelConfig:
     if values.get("model_type") == FOREIGN:  # some of it is told by its weights alone
         return load(directory)[0].config
     return _config(values, directory)
+
+
+def fingerprint(directory: str | Path) -> str:
+    """SHA-256 of the files that `load` reads: weights, configuration, tokenizer; not of what is told of training."""
+    directory, _ = _open(directory)
+    whole = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt", ".bin") and path.name != "training.json":
+            with path.open("rb") as file:
+                whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def _open(source: str | Path) -> tuple[Path, dict[str, Any]]:

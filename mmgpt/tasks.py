@@ -7,14 +7,25 @@ from mmgpt.content import Message, Part
 
 @dataclass(frozen=True)
 class Task:
-    """A way to use the model: the wordings of the request (the first is the default) and how answers are scored."""
+    """A way to use the model: the wordings of the request (the first is the default) and how answers are scored.
+
+    Answers of tasks that are `exact` are right or wrong; others are more or less right.
+    """
 
     prompts: tuple[str, ...]
     metrics: tuple[str, ...]
+    exact: bool = False
 
     def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
         """The conversation that asks for this task about the parts, media first."""
         return [Message.of("user", *parts, prompt or self.prompts[0])]
+
+    def about(self, text: str, **words: str) -> list[Message]:
+        """The conversation that asks for this task about a text, which stands below the request.
+
+        So do rows with `instruction` and `input` (see mmgpt.data.rows). `words` are put into the wording: to="German".
+        """
+        return [Message.of("user", f"{self.prompts[0].format(**words)}\n{text}")]
 
 
 TASKS = {
@@ -40,16 +51,20 @@ TASKS = {
             "What is said?",
             "Write down what you hear.",
         ),
-        ("wer",),
+        ("wer", "cer"),
+        exact=True,
     ),
     "classify": Task(
         (
             "What is this?",
             "Which kind is it?",
         ),
-        ("exact_match",),
+        ("accuracy", "macro_f1"),
+        exact=True,
     ),
-    "ask": Task(("",), ("exact_match",)),
+    "translate": Task(("Translate into {to}.",), ("sacrebleu", "chrf")),
+    "summarize": Task(("Summarize the text.",), ("rouge_l",)),
+    "ask": Task(("",), ("exact_match", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),
     "continue": Task(("",), ()),
 }

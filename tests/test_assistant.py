@@ -6,7 +6,8 @@ from tiny import some_audio, some_image, some_video
 
 import mmgpt
 from mmgpt.batch import collate
-from mmgpt.content import Message
+from mmgpt.content import Message, Text
+from mmgpt.data.rows import row_sample
 from mmgpt.errors import ConfigError, MediaError
 from mmgpt.tasks import TASKS
 
@@ -74,6 +75,30 @@ def test_without_pairs_a_class_is_as_likely_as_the_gpts_answer(assistant):
         assert shares[label] == pytest.approx(chance / sum(chances), rel=1e-3)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert assistant.classify(some_image(0), ["red", "blue", "red"]).keys() == {"red", "blue"}
+
+
+def test_a_text_is_classified_as_rows_of_texts_and_labels_are_learned(assistant):
+    labels = ["red", "a red circle", "blue"]
+    shares = assistant.classify(Text("What do you see?"), labels)
+    sample = row_sample({"text": "What do you see?", "label": "red"}, "x:1")
+    chances = []
+    for label in labels:
+        batch = collate([assistant.processor.encode([*sample.prompt, Message.of("assistant", label)])])
+        chances.append(math.exp(-assistant.model.loss(batch).sum.item()))
+    for label, chance in zip(labels, chances, strict=True):
+        assert shares[label] == pytest.approx(chance / sum(chances), rel=1e-3)
+
+
+def test_translations_and_summaries_are_asked_for_as_instructions_with_input_are_learned(assistant):
+    decoding = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 50}
+    for task, request in (("translate", "Translate into German."), ("summarize", "Summarize the text.")):
+        texts = ["A red circle.", "a {blue} square"]
+        samples = [row_sample({"instruction": request, "input": text, "output": "x"}, "x:1").prompt for text in texts]
+        words = {"to": "German"} if task == "translate" else {}
+        said = getattr(assistant, task)(texts, **words, **decoding)
+        assert said == assistant.reply(samples, **decoding)
+        assert said[0] != said[1]
+        assert getattr(assistant, task)(texts[1], **words, **decoding) == said[1]
 
 
 def test_a_class_needs_a_label_and_a_place_in_the_template(assistant):

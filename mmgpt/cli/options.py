@@ -46,6 +46,11 @@ def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> 
     parser.add_argument(
         "--model", default=default, metavar="DIR", help="a trained model, or one of the Hub (default: %(default)s)"
     )
+    add_how(parser)
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """How a model computes and how it is told."""
     parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 

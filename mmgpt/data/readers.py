@@ -62,6 +62,11 @@ def read_samples(config: DataConfig, split: str, seed: int = 0) -> Sequence[Samp
     return READERS[config.format](Path(config.path), split)
 
 
+def limited(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """At most so many of the samples, spread over all, so that a limit does not see the first folder alone."""
+    return samples[:: max(1, len(samples) // most)][:most]
+
+
 def _mixed(config: DataConfig, split: str, seed: int) -> LazySamples:
     if not config.mix:
         raise ConfigError("data.mix: format mix needs the data sets to mix: NAME: {format: ..., path: ...}")

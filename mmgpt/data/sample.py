@@ -19,6 +19,8 @@ class Sample:
         task: Name of the task; scores are reported per task.
         where: Where the sample comes from, for error messages: "file:line" or "world 17".
         group: Names samples that evaluation reports apart from the rest of their task; "" for those of the rest.
+        votes: What each of the people said who were asked, where the data tell (VQA's ten). They are scored against and
+            never learned from.
     """
 
     prompt: tuple[Message, ...]
@@ -26,6 +28,7 @@ class Sample:
     task: str
     where: str
     group: str = ""
+    votes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.answers:

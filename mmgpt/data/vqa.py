@@ -9,7 +9,8 @@ folder/train2014/COCO_train2014_000000000009.jpg
 
 Training learns the one answer most people gave (multiple_choice_answer): ten documents of one question would repeat it,
 and teach what few people said. Held-out questions may be answered as at least three of the ten did, whom VQA's own
-measure counts as wholly right; each answer once, the most frequent first.
+measure counts as wholly right; each answer once, the most frequent first. What each of the ten said is kept beside
+them, for that measure.
 """
 
 import re
@@ -28,7 +29,7 @@ from mmgpt.errors import DataError, shown
 from mmgpt.folder import MediaFolder
 
 _NAME = re.compile(r"(?:.*_)?(([a-z]+)\d*)_(questions|annotations)\.json")
-_AGREED = 3  # people
+_AGREED, _ASKED = 3, 10  # people
 
 
 def read_vqa(path: Path, split: str) -> list[Sample]:
@@ -61,7 +62,11 @@ def read_vqa(path: Path, split: str) -> list[Sample]:
 
 
 def _sample(
-    question: dict[str, Any], answers: dict[Any, tuple[str, ...]], folder: MediaFolder, subset: str, where: str
+    question: dict[str, Any],
+    answers: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]],
+    folder: MediaFolder,
+    subset: str,
+    where: str,
 ) -> Sample:
     number, picture, text = (question.get(key) for key in ("question_id", "image_id", "question"))
     if not isinstance(number, int | str) or number not in answers:
@@ -72,12 +77,13 @@ def _sample(
         raise DataError(f"the question is {shown(text)}; it is a string that is not empty")
     names = (f"COCO_{subset}_{picture:012}.jpg", f"{picture:012}.jpg")
     found = next((name for name in names if folder.has(name)), names[0])
-    return Sample((Message.of("user", Image(folder.find(found)), text.strip()),), answers[number], "ask", where)
+    right, votes = answers[number]
+    return Sample((Message.of("user", Image(folder.find(found)), text.strip()),), right, "ask", where, votes=votes)
 
 
-def _answers(path: Path, learn: bool) -> dict[Any, tuple[str, ...]]:
-    """The right answers to each question, by its id."""
-    found: dict[Any, tuple[str, ...]] = {}
+def _answers(path: Path, learn: bool) -> dict[Any, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The right answers to each question, by its id, and unless it is to learn, what each of the people said."""
+    found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for where, annotation in objects(parse_json(read_text(path), path), "annotations", path):
         number, given = annotation.get("question_id"), annotation.get("answers")
         if not isinstance(number, int | str) or number in found:
@@ -93,7 +99,8 @@ def _answers(path: Path, learn: bool) -> dict[Any, tuple[str, ...]]:
         if not isinstance(first, str) or not first.strip():
             raise DataError(f"{where}: the answer is {shown(first)}; fill it in or remove the question")
         agreed = [] if learn else [answer for answer, count in counts.most_common() if answer and count >= _AGREED]
-        found[number] = tuple(dict.fromkeys([first.strip(), *agreed]))
+        votes = () if learn or len(given) != _ASKED else tuple(answer.get("answer") for answer in given)
+        found[number] = tuple(dict.fromkeys([first.strip(), *agreed])), votes
     return found
 
 

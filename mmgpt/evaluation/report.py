@@ -67,7 +67,10 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class ReportSample:
-    """A sample, what the model said, and what is true. `correct` is None where a text is only more or less right."""
+    """A sample, what the model said, and what is true. `correct` is None where a text is only more or less right.
+
+    `where` is where it comes from, and `control` what the model said when the media were shuffled, where that is told.
+    """
 
     task: str
     question: str
@@ -78,6 +81,8 @@ class ReportSample:
     audio: "Waveform | None" = None
     clip: "Clip | None" = None
     score: float | None = None
+    where: str = ""
+    control: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -95,6 +100,8 @@ def write_report(
     curve: Sequence[Mapping[str, float]] = (),
     scores: Sequence[TaskScore] = (),
     samples: Sequence[ReportSample] = (),
+    more: Sequence[str] = (),
+    note: str = "",
 ) -> None:
     """Write the report to `path` as one self-contained HTML file.
 
@@ -105,6 +112,8 @@ def write_report(
         curve: Rows with `step` and `loss` or `val_loss`; other keys and values that are not finite are left out.
         scores: The table of scores.
         samples: The samples, shown by task in the order of their first coming.
+        more: More sections, of HTML, to stand before the samples.
+        note: Which samples these are.
 
     Raises:
         WriteError: the file cannot be written.
@@ -116,10 +125,15 @@ def write_report(
         sections.append(f'<section id="scores"><h2>Scores</h2>{_table(scores)}</section>')
     if figure := loss_curve(curve):
         sections.append(f'<section id="training"><h2>Training</h2>{figure}</section>')
+    sections += more
+    style = ""
     if samples:
         groups = [_group(i, task, [s for s in samples if s.task == task]) for i, task in enumerate(tasks)]
-        sections.append(f'<section id="samples"><h2>Samples</h2>{_controls(samples, tasks)}{"".join(groups)}</section>')
-    write_page(path, title, "\n".join(sections))
+        heading = f"<h2>Samples <small>{escape(note)}</small></h2>" if note else "<h2>Samples</h2>"
+        sections.append(f'<section id="samples">{heading}{_controls(samples, tasks)}{"".join(groups)}</section>')
+        hidden = (f"body:has(#only-{i}:checked) .task:not(#task-{i})" for i in range(len(tasks)))
+        style = f"{', '.join(hidden)} {{ display: none; }}\n"
+    write_page(path, title, "\n".join(sections), style)
 
 
 def write_page(path: str | Path, title: str, body: str, style: str = "") -> None:
@@ -156,7 +170,7 @@ def _table(scores: Sequence[TaskScore]) -> str:
         if any(getattr(score, name) is not None for score in scores)
     )
     rows = "".join(map(_row, scores))
-    return f"""<table role="table"><thead role="rowgroup"><tr role="row">
+    return f"""<table class="scores" role="table"><thead role="rowgroup"><tr role="row">
 <th role="columnheader" scope="col">Task</th><th role="columnheader" scope="col">Score</th>
 <th role="columnheader" scope="col"><ul class="key">{key}</ul></th>
 <th role="columnheader" scope="col">Shuffled</th><th role="columnheader" scope="col">Samples</th>
@@ -210,14 +224,21 @@ def _controls(samples: Sequence[ReportSample], tasks: Sequence[str]) -> str:
         "right": sum(sample.correct is True for sample in samples),
         "wrong": sum(sample.correct is False for sample in samples),
     }
-    choices = "".join(
-        f'<label><input type="radio" name="show" id="show-{name}"{" checked" if name == "all" else ""}>'
-        f"<span>{name} <small>{count}</small></span></label>"
-        for name, count in counts.items()
+    fields = _radios("Show", "show", [(name, name, str(count)) for name, count in counts.items()])
+    if len(tasks) > 1:
+        named = [(str(i), task, str(sum(sample.task == task for sample in samples))) for i, task in enumerate(tasks)]
+        fields += _radios("Task", "only", [("all", "all", ""), *named])
+    return f'<div class="controls">{fields}</div>'
+
+
+def _radios(legend: str, group: str, choices: Sequence[tuple[str, str, str]]) -> str:
+    """Of (key, name, count) the first is chosen at the beginning."""
+    inputs = "".join(
+        f'<label><input type="radio" name="{group}" id="{group}-{key}"{"" if i else " checked"}>'
+        f"<span>{escape(name)} <small>{count}</small></span></label>"
+        for i, (key, name, count) in enumerate(choices)
     )
-    links = "".join(f'<a href="#task-{i}">{escape(task)}</a>' for i, task in enumerate(tasks))
-    return f"""<div class="controls"><fieldset><legend>Show</legend>{choices}</fieldset>
-<nav aria-label="Tasks">{links}</nav></div>"""
+    return f"<fieldset><legend>{legend}</legend>{inputs}</fieldset>"
 
 
 def _group(index: int, task: str, samples: Sequence[ReportSample]) -> str:
@@ -242,10 +263,14 @@ def _card(sample: ReportSample, name: str) -> str:
     kind = "open" if sample.correct is None else sample.verdict
     mark = {"right": "✓ ", "wrong": "✗ "}.get(kind, "")
     verdict = f'<p class="verdict">{mark}{sample.verdict}</p>' if sample.verdict else ""
+    control = (
+        f'<dt>Media shuffled</dt><dd dir="auto">{escape(sample.control)}</dd>' if sample.control is not None else ""
+    )
+    where = f'<p class="where">{escape(sample.where)}</p>' if sample.where else ""
     return f"""<article class="{kind}">{media}<div class="words">{verdict}
 <p class="question" dir="auto">{escape(sample.question)}</p>
 <dl><dt>Prediction</dt><dd class="prediction" dir="auto">{escape(sample.prediction) or "<i>nothing</i>"}</dd>
-<dt>Truth</dt><dd dir="auto">{escape(sample.truth)}</dd></dl></div></article>
+<dt>Truth</dt><dd dir="auto">{escape(sample.truth)}</dd>{control}</dl>{where}</div></article>
 """
 
 

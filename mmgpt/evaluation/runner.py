@@ -1,7 +1,7 @@
 """Evaluation: a model's answers to samples, and their scores beside those of a control with the media shuffled."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,15 +12,23 @@ from mmgpt.content import Audio, Image, Text, Video
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
-from mmgpt.evaluation.metrics.captions import bleu, cider
+from mmgpt.evaluation.metrics.captions import bleu, cider, rouge_l
 from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
-from mmgpt.evaluation.metrics.text import exact_match, is_match, word_error_rate
+from mmgpt.evaluation.metrics.text import (
+    character_error_rate,
+    classification,
+    exact_match,
+    is_match,
+    sacrebleu,
+    word_error_rate,
+)
+from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 from mmgpt.evaluation.report import ReportSample, TaskScore
-from mmgpt.generation import Decoding
+from mmgpt.generation import Decoding, Request
 from mmgpt.processor import TooLongError
 from mmgpt.tasks import TASKS
 
-GROUP = 64  # samples decoded and answered together
+GROUP = 64  # samples under way at once
 Judge = Callable[[Sample, str], bool]  # whether an answer is right
 
 
@@ -30,6 +38,14 @@ class Answered:
 
     sample: Sample
     prediction: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A sample that could not be asked, and why, beginning with where it is."""
+
+    sample: Sample
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -51,41 +67,102 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a list of predictions is scored against their references, and how it is called."""
+    """How a list of predictions is scored against their references, and how it is called.
+
+    Args:
+        name: In words.
+        compute: The score.
+        unit: As in TaskScore.
+        lower_is_better: True for error rates.
+        share: It is a share of samples that are right, so that Wilson's interval holds.
+        votes: The references are what each of the people said who were asked; samples without are left out.
+    """
 
     name: str
     compute: Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
     unit: str = "%"
     lower_is_better: bool = False
+    share: bool = False
+    votes: bool = False
 
 
 METRICS: dict[str, Metric] = {
     "cider": Metric("CIDEr-D", cider, ""),
     "bleu": Metric("BLEU-4", lambda candidates, references: bleu(candidates, references)[3], ""),
+    "rouge_l": Metric("ROUGE-L", rouge_l, ""),
+    "sacrebleu": Metric("BLEU", lambda candidates, references: sacrebleu(candidates, references)["BLEU"][0], ""),
+    "chrf": Metric("chrF", lambda candidates, references: sacrebleu(candidates, references)["chrF"][0], ""),
     "wer": Metric("word error rate", word_error_rate, lower_is_better=True),
-    "exact_match": Metric("exact match", exact_match),
+    "cer": Metric("character error rate", character_error_rate, lower_is_better=True),
+    "exact_match": Metric("exact match", exact_match, share=True),
+    "vqa": Metric("VQA accuracy", vqa_accuracy, votes=True),
+    "accuracy": Metric(
+        "accuracy", lambda candidates, references: classification(candidates, references)[0], share=True
+    ),
+    "macro_f1": Metric("macro-F1", lambda candidates, references: classification(candidates, references)[1]),
 }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a task, and the answers that it is of, in the order of its weights."""
+
+    task: str
+    metric: Metric
+    score: Score
+    answered: list[Answered]
+
+
+def replies(assistant: Assistant, samples: Iterable[Sample], decoding: Decoding) -> Iterator[Answered | Lost]:
+    """The model's answer to each sample, in order, as they come; broken media cost their own sample.
+
+    At most GROUP samples are decoded and in the engine at a time. Raises ConfigError for a model that answers nothing.
+    """
+    assistant.require_answers()
+    engine, waiting = assistant.engine, iter(samples)
+    under_way: deque[tuple[Sample, Request | Lost]] = deque()
+    try:
+        while True:
+            while len(under_way) < GROUP and (sample := next(waiting, None)) is not None:
+                under_way.append((sample, _asked(assistant, sample, decoding)))
+            if not under_way:
+                return
+            sample, request = under_way[0]
+            if isinstance(request, Request) and not request.done:
+                engine.step()
+                continue
+            under_way.popleft()
+            if isinstance(request, Lost):
+                yield request
+            elif request.error is not None:
+                raise request.error
+            else:
+                yield Answered(sample, request.answers[0].text.strip())
+    finally:  # whoever is interrupted leaves nothing behind
+        for _, request in under_way:
+            if isinstance(request, Request):
+                engine.cancel(request)
+
+
+def _asked(assistant: Assistant, sample: Sample, decoding: Decoding) -> Request | Lost:
+    try:
+        prompt = assistant.processor.encode_prompt(sample.prompt, where=sample.where)
+        return assistant.engine.submit(prompt, decoding)
+    except MediaError as error:
+        return Lost(sample, f"{sample.where}: {error}")
+    except TooLongError as error:  # which names the sample itself
+        return Lost(sample, str(error))
+
+
 def answer_all(assistant: Assistant, samples: Sequence[Sample], decoding: Decoding, progress: str = "") -> Answers:
-    """The model's answer to each sample, in order, a group at a time; broken media cost their own sample."""
-    answered: list[Answered] = []
-    broken: list[str] = []
-    groups = range(0, len(samples), GROUP)
-    for start in track(groups, description=progress, transient=True) if progress else groups:
-        asked, prompts = [], []
-        for i in range(start, min(start + GROUP, len(samples))):
-            sample = samples[i]
-            try:
-                prompts.append(assistant.processor.encode_prompt(sample.prompt, where=sample.where))
-                asked.append(sample)
-            except MediaError as error:
-                broken.append(f"{sample.where}: {error}")
-            except TooLongError as error:  # which names the sample itself
-                broken.append(str(error))
-        replies = assistant.reply_examples(prompts, decoding)
-        answered += [Answered(sample, reply) for sample, reply in zip(asked, replies, strict=True)]
-    return Answers(answered, broken)
+    """All that `replies` gives, the answers and the reasons apart."""
+    found = replies(assistant, samples, decoding) if samples else iter(())
+    if progress:
+        found = track(found, description=progress, total=len(samples), transient=True)
+    every = list(found)
+    return Answers(
+        [one for one in every if isinstance(one, Answered)], [one.reason for one in every if isinstance(one, Lost)]
+    )
 
 
 def evaluate(
@@ -110,16 +187,38 @@ def evaluate(
     spoilt = answer_all(
         assistant, shuffle_media(samples, np.random.default_rng(seed)), decoding, "asking with shuffled media"
     )
-    controls = _grouped(spoilt.answered, lambda sample: sample.task)
-    scores: list[TaskScore] = []
-    for task, answered in _grouped(real.answered, lambda sample: sample.task).items():
-        control = controls[task] if any(_media(a.sample) for a in answered) else []
-        if judge is not None:
-            scores.append(_judged(task, answered, control, judge))
-            continue
+    return Evaluation(scored(real.answered, spoilt.answered, judge), real.answered, real.broken)
+
+
+def scored(answered: Sequence[Answered], control: Sequence[Answered], judge: Judge | None = None) -> list[TaskScore]:
+    """The scores of answers, task by task, beside those of the answers with shuffled media.
+
+    Args:
+        answered: The answers.
+        control: Those to the samples with other media; tasks without media have no control.
+        judge: Tells right from wrong; without it, the metrics of the task are used.
+    """
+    seeing = {one.sample.task for one in answered if one.sample.media()}
+    control = [one for one in control if one.sample.task in seeing]
+    if judge is not None:
+        controls = _grouped(control, lambda sample: sample.task)
+        tasks = _grouped(answered, lambda sample: sample.task)
+        return [_judged(task, some, controls[task], judge) for task, some in tasks.items()]
+    spoilt = {(one.task, one.metric.name): one.score.value for one in measured(control)}
+    return [_row(one, spoilt.get((one.task, one.metric.name))) for one in measured(answered)]
+
+
+def measured(answered: Sequence[Answered]) -> list[Measured]:
+    """The metrics of each task on its answers; one that no sample has references for is left out."""
+    found = []
+    for task, own in _grouped(answered, lambda sample: sample.task).items():
         for metric in (METRICS[name] for name in TASKS[task].metrics):
-            scores.append(_measured(task, answered, control, metric))
-    return Evaluation(scores, real.answered, real.broken)
+            some = [one for one in own if one.sample.votes] if metric.votes else own
+            if some:
+                references = [one.sample.votes if metric.votes else one.sample.references for one in some]
+                score = metric.compute([one.prediction for one in some], references)
+                found.append(Measured(task, metric, score, some))
+    return found
 
 
 def _grouped(answered: Sequence[Answered], name: Callable[[Sample], str]) -> dict[str, list[Answered]]:
@@ -147,46 +246,41 @@ def _judged(task: str, answered: list[Answered], control: list[Answered], judge:
     )
 
 
-def _measured(task: str, answered: list[Answered], control: list[Answered], metric: Metric) -> TaskScore:
-    def measure(some: list[Answered]) -> Score:
-        return metric.compute([one.prediction for one in some], [one.sample.references for one in some])
-
-    score = measure(answered)
-    value, n = score.value, len(answered)
-    share = metric.compute is exact_match
+def _row(one: Measured, control: float | None) -> TaskScore:
+    metric, value, n = one.metric, one.score.value, one.score.n
     return TaskScore(
-        task,
+        one.task,
         value,
         n,
         metric=metric.name,
         unit=metric.unit,
-        interval=wilson(round(value * n), n) if share else percentiles(bootstrap({metric.name: score})[metric.name]),
-        control=measure(control).value if control else None,
+        interval=wilson(round(value * n), n)
+        if metric.share
+        else percentiles(bootstrap({metric.name: one.score})[metric.name]),
+        control=control,
         lower_is_better=metric.lower_is_better,
     )
 
 
-def shown(one: Answered, judge: Judge | None = None) -> ReportSample:
-    """An answer with its media decoded, for the report and for pictures of samples."""
+def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> ReportSample:
+    """An answer for the report and for pictures of samples, with its media decoded if they are to be seen."""
     sample = one.sample
-    media = _media(sample)
     last = sample.prompt[-1].parts if sample.prompt else ()  # a text to continue has no prompt
     text = " ".join(part.text for part in last if isinstance(part, Text))
-    texts_only = sample.task in ("caption", "describe", "write", "continue") and judge is None
-    correct = (
-        judge(sample, one.prediction) if judge else None if texts_only else is_match(one.prediction, sample.references)
-    )
+    if judge is not None:
+        correct = judge(sample, one.prediction)
+    else:
+        exact = TASKS.get(sample.task, TASKS["ask"]).exact  # the demo world has tasks of its own
+        correct = is_match(one.prediction, sample.references) if exact else None
+    seen = sample.media() if media else []
     return ReportSample(
         sample.task,
         text,
         one.prediction,
         " / ".join(sample.references),
         correct,
-        image=next((part.load() for part in media if isinstance(part, Image)), None),
-        audio=next((part.load() for part in media if isinstance(part, Audio)), None),
-        clip=next((part.load() for part in media if isinstance(part, Video)), None),
+        image=next((part.load() for part in seen if isinstance(part, Image)), None),
+        audio=next((part.load() for part in seen if isinstance(part, Audio)), None),
+        clip=next((part.load() for part in seen if isinstance(part, Video)), None),
+        where=sample.where,
     )
-
-
-def _media(sample: Sample) -> list[Image | Audio | Video]:
-    return [part for message in sample.prompt for part in message.parts if not isinstance(part, Text)]

@@ -5,21 +5,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from mmgpt import checkpoint
 from mmgpt.assistant import load
 from mmgpt.config import TrainConfig
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import score_answer
-from mmgpt.evaluation.report import TaskScore, write_report
+from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.retrieval import retrieve
 from mmgpt.evaluation.runner import Evaluation, Judge, evaluate, shown
+from mmgpt.evaluation.table import print_scores
 from mmgpt.generation import Decoding
 from mmgpt.training.run import Run
 
-JUDGED = TaskScore.metric  # what a score is called where nothing else is said
 SHOWN_PER_TASK = 12  # samples of each task in the report
 
 
@@ -76,7 +73,7 @@ def finish(
     write_report(
         run.out / "report.html", title=title, summary=summary, curve=read_curve(run.out), scores=scores, samples=picked
     )
-    print_scores(scores, broken)
+    print_scores(scores, broken, "broken.txt")
     return evaluation
 
 
@@ -84,28 +81,3 @@ def read_curve(out: Path) -> list[dict[str, float]]:
     """The rows of OUT/metrics.csv: step, loss, val_loss where logged."""
     with (out / "metrics.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def print_scores(scores: Sequence[TaskScore], broken: Sequence[str]) -> None:
-    console = Console()
-    groups = list(dict.fromkeys(name for score in scores for name in score.groups))
-    table = Table("task", box=None, pad_edge=False)
-    chances = ["chance"] if any(score.chance is not None for score in scores) else []
-    for column in ("score", "95 %", "shuffled", *chances, "goal", "n", *groups):
-        table.add_column(column, justify="right", no_wrap=True)
-    for score in scores:
-        name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
-        low_high = "" if score.interval is None else "–".join(f"{100 * end:.0f}" for end in score.interval)
-        control = "" if score.control is None else score.shown(score.control)
-        chance = [] if not chances else ["" if score.chance is None else score.shown(score.chance)]
-        goal = "" if score.goal is None else score.shown(score.goal)
-        own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
-        colour = {True: "green", False: "red", None: "default"}[score.reached]
-        table.add_row(
-            name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, *chance, goal, str(score.n), *own
-        )
-    console.print()
-    console.print(table)
-    console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
-    if broken:
-        console.print(f"{len(broken)} samples or answers could not be used; the first: {broken[0]} (all in broken.txt)")

@@ -23,7 +23,7 @@ from mmgpt import checkpoint
 from mmgpt.config import DataConfig, ModelConfig, Precision, TrainConfig
 from mmgpt.data.loader import Loader
 from mmgpt.data.mixture import Mixture
-from mmgpt.data.readers import read_samples
+from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.data.stream import HFStream, head
 from mmgpt.data.world import World
@@ -238,9 +238,7 @@ def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence
     for name, samples in ((config.split, train), (config.val_split, val)):
         if not samples:
             raise DataError(f"{config.path}: no samples in split {name!r}")
-    # Spread over the whole split, so that a limit does not see its first folder alone.
-    step = max(1, len(val) // config.val_samples)
-    return train, val[::step][: config.val_samples]
+    return train, limited(val, config.val_samples)
 
 
 def model_config(config: TrainConfig) -> ModelConfig:

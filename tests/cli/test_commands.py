@@ -1,10 +1,13 @@
-"""caption, ask, transcribe, info and tokenizer: what they print, and what they say of bad input."""
+"""The commands that ask a model, info and tokenizer: what they print, and what they say of bad input."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from mmgpt import checkpoint
+from mmgpt.content import Text
 from mmgpt.tokenizer import Tokenizer
 
 # Drawn, since the likeliest tokens of an untrained model are no text.
@@ -46,6 +49,67 @@ def test_ask_takes_media_several_times_or_none(mmgpt_command, model_directory, m
     assert (told.code, told.out) == (0, said + "\n")
     told = mmgpt_command("ask", "What?", "--model", model_directory, "--json", *SHORT)
     assert json.loads(told.out) == {"question": "What?", "answer": assistant.ask("What?", **DRAWN)}
+
+
+def test_translate_prints_what_the_model_says(mmgpt_command, model_directory, assistant):
+    said = assistant.translate("A dog runs.", "German", **DRAWN)
+    asked = ("translate", "A dog runs.", "--to", "German", "--model", model_directory, *SHORT)
+    told = mmgpt_command(*asked)
+    assert (told.code, told.out) == (0, said + "\n")
+    told = mmgpt_command(*asked, "--json")
+    assert json.loads(told.out) == {"text": "A dog runs.", "to": "German", "translation": said}
+
+
+def test_summarize_reads_a_file_or_standard_input(mmgpt_command, model_directory, assistant, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\nA red circle left of a blue square.\n\n")
+    said = assistant.summarize("A red circle left of a blue square.", **DRAWN)
+    told = mmgpt_command("summarize", path, "--model", model_directory, *SHORT)
+    assert (told.code, told.out) == (0, said + "\n")
+    told = mmgpt_command("summarize", path, "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {"file": str(path), "summary": said}
+    code = "from mmgpt.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "summarize", "-", "--model", model_directory, *map(str, SHORT)]
+    with path.open() as text:
+        done = subprocess.run(command, stdin=text, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.returncode) == (said + "\n", 0), done.stderr
+
+
+def test_a_text_that_cannot_be_summarized_is_told(mmgpt_command, model_directory, tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "latin.txt").write_bytes(b"gr\xfc\xdfe")
+    (tmp_path / "long.txt").write_text("what? " * 200)
+    for name, reason in (
+        ("no.txt", "cannot be read"),
+        ("blank.txt", "no text to summarize"),
+        ("latin.txt", "not UTF-8"),
+    ):
+        line = mmgpt_command("summarize", tmp_path / name, "--model", model_directory).error(1)
+        assert str(tmp_path / name) in line
+        assert reason in line
+    line = mmgpt_command("summarize", tmp_path / "long.txt", "--model", model_directory).error(1)
+    assert "more than the context of 160" in line
+
+
+def test_classify_tells_the_shares_of_media_and_texts(mmgpt_command, model_directory, media, assistant):
+    for source, own in ((media / "good.jpg", media / "good.jpg"), ("What? " * 20, Text("What? " * 20))):
+        shares = assistant.classify(own, ["red", "a blue square"], "It is {}.")
+        asked = ("classify", source, "--labels", "red, a blue square", "--template", "It is {}.", "--model",
+                 model_directory)  # fmt: skip
+        told = mmgpt_command(*asked, "--json")
+        assert json.loads(told.out) == {"source": str(source), "labels": shares}
+        lines = mmgpt_command(*asked).out.splitlines()
+        assert [line.partition("%  ")[2] for line in lines] == list(shares)
+        assert float(lines[0].split()[0]) == pytest.approx(100 * max(shares.values()), abs=0.06)
+
+
+def test_classify_takes_a_long_text_and_names_a_medium_that_is_missing(mmgpt_command, model_directory, media):
+    line = mmgpt_command("classify", "what? " * 900, "--labels", "a,b", "--model", model_directory).error(1)
+    assert "more than the context of 160" in line
+    line = mmgpt_command("classify", media / "no.jpg", "--labels", "a,b", "--model", model_directory).error(1)
+    assert "no such file" in line
+    asked = ("classify", "What?", "--model", model_directory)
+    assert "needs labels" in mmgpt_command(*asked, "--labels", " , ").error(2)
 
 
 def test_info_tells_sizes_modalities_and_training(mmgpt_command, model_directory, model):

@@ -91,9 +91,12 @@ def test_each_task_has_the_metrics_of_its_kind(assistant):
     evaluation = evaluate(assistant, samples, DECODING)
     assert [(score.task, score.metric) for score in evaluation.scores] == [
         ("caption", "CIDEr-D"), ("caption", "BLEU-4"), ("transcribe", "word error rate"),
-        ("describe", "CIDEr-D"), ("describe", "BLEU-4"), ("classify", "exact match"), ("ask", "exact match"),
+        ("transcribe", "character error rate"), ("describe", "CIDEr-D"), ("describe", "BLEU-4"),
+        ("classify", "accuracy"), ("classify", "macro-F1"), ("ask", "exact match"),
     ]  # fmt: skip
-    assert [score.lower_is_better for score in evaluation.scores] == [False, False, True, False, False, False, False]
+    assert {score.metric for score in evaluation.scores if score.lower_is_better} == {
+        "word error rate", "character error rate",
+    }  # fmt: skip
     assert all(score.n == 1 for score in evaluation.scores)
     assert len(evaluation.answered) == 5
 
@@ -103,6 +106,17 @@ def test_a_metric_gets_predictions_and_all_references(assistant, pictures):
     evaluation = evaluate(assistant, samples, DECODING)
     predictions = [one.prediction for one in evaluation.answered]
     assert evaluation.scores[0].score == cider(predictions, [one.answers for one in samples]).value
+
+
+def test_questions_with_the_answers_of_ten_people_have_vqa_accuracy(assistant, right):
+    said = [one.answers[0] for one in right]
+    votes = [(said[0], *["another"] * 7, said[0], said[0]), (*["another"] * 9, said[1])]
+    samples = [dataclasses.replace(one, votes=v) for one, v in zip(right, votes, strict=False)] + right[2:]
+    exact, vqa = evaluate(assistant, samples, DECODING).scores
+    assert (exact.metric, exact.score, exact.n) == ("exact match", 1.0, 6)
+    assert (vqa.metric, vqa.n) == ("VQA accuracy", 2)
+    # Leaving one of the three out leaves two who agree: 2/3 in 3 of 10 cases, 1 in 7; of the one: 0 in 1, 1/3 in 9.
+    assert vqa.score == pytest.approx(((3 * 2 / 3 + 7) / 10 + 9 / 3 / 10) / 2)
 
 
 def test_a_judge_decides_and_groups_are_told_apart_from_the_rest(assistant, pictures):

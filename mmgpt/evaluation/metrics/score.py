@@ -33,6 +33,16 @@ class Score:
         """The score of the samples as they are."""
         return self.weighted(np.ones(self.n))
 
+    def alone(self) -> list[float]:
+        """The score of each sample, were it the only one."""
+        weights = np.zeros(self.n)
+        values = []
+        for i in range(self.n):
+            weights[i] = 1.0
+            values.append(self.weighted(weights))
+            weights[i] = 0.0
+        return values
+
 
 def mean(scores: Sequence[float] | np.ndarray) -> Score:
     """The mean of a score of each sample."""

@@ -1,0 +1,100 @@
+"""mmgpt eval: a checkpoint's answers to a data set, their scores and a report."""
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from mmgpt.cli import options
+from mmgpt.config import FileFormat
+from mmgpt.errors import ConfigError
+from mmgpt.tasks import TASKS
+
+if TYPE_CHECKING:
+    from mmgpt.evaluation.exam import Compared, Examined
+
+
+def main(arguments: list[str]) -> None:
+    formats = ", ".join(get_args(FileFormat))
+    parser = options.parser(
+        "eval",
+        "Ask a model a whole data set, beside each question the same one with the media shuffled, and score its "
+        "answers. What was begun in --out is gone on with.",
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a trained model, or one of the Hub; several are compared"
+    )
+    parser.add_argument(
+        "--format", required=True, choices=get_args(FileFormat), metavar="FORMAT", help=f"of the data: {formats}"
+    )
+    parser.add_argument("--data", required=True, metavar="PATH", help="the folder or file to read")
+    parser.add_argument("--split", default="dev", metavar="NAME", help="which part of the data (default: %(default)s)")
+    parser.add_argument(
+        "--task", choices=TASKS, metavar="TASK", help=f"score the answers as those of this task: {', '.join(TASKS)}"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="most samples, spread over the split")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where answers, scores and report go (default: runs/eval/MODEL, "
+        "or runs/eval for several, each in a folder of its own)",
+    )
+    options.add_how(parser)
+    options.add_decoding(parser)
+    args = parser.parse_args(arguments)
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit: must be a whole number from 1 on, not {args.limit}")
+
+    from pathlib import Path
+
+    from mmgpt.evaluation.exam import Exam, compared_json, examine, examine_all
+    from mmgpt.evaluation.table import print_scores
+    from mmgpt.generation import Decoding
+
+    decoding = Decoding(**options.decoding(args))
+    exams = [
+        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8)
+        for model in args.models
+    ]
+    if len(exams) > 1:
+        out = Path(args.out or "runs/eval")
+        found, rows = examine_all(exams, out)
+        if args.json:
+            options.show({"models": [_told(one) for one in found], "comparison": [compared_json(row) for row in rows]})
+        else:
+            _print_comparison([Path(model).name for model in args.models], rows)
+            print(f"\nthe comparison, and in the folder of each model its report: {out}")
+        return
+    out = Path(args.out or Path("runs/eval") / Path(args.models[0]).name)
+    one = examine(exams[0], out)
+    if args.json:
+        options.show(_told(one))
+    else:
+        print_scores(one.scores, list(one.failed.values()), str(out / "results.json"))
+        print(f"\nreport: {out / 'report.html'} (open it in a browser)")
+
+
+def _told(one: "Examined") -> dict[str, Any]:
+    from mmgpt.evaluation.exam import score_json
+
+    return {"model": one.model, "scores": [score_json(score) for score in one.scores], "failed": len(one.failed)}
+
+
+def _print_comparison(names: list[str], rows: "list[Compared]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("task", box=None, pad_edge=False)
+    for i, name in enumerate(names):
+        for column in (escape(name), "95 %", *(("difference", "p") if i else ())):
+            table.add_column(column, justify="right")
+    table.add_column("n", justify="right")
+    for row in rows:
+        cells = []
+        for i, (score, interval) in enumerate(zip(row.scores, row.intervals, strict=True)):
+            cells += [f"{100 * score:.1f}", "–".join(f"{100 * end:.0f}" for end in interval)]
+            if i:
+                cells += [f"{100 * (score - row.scores[0]):+.1f}", f"{row.p[i - 1]:.3f}"]
+        table.add_row(f"{row.task}, {row.metric}{' ↓' if row.lower_is_better else ''}", *cells, str(row.n))
+    console = Console()
+    console.print(table)
+    told = "all times 100, on the samples that all models answered; p of the paired bootstrap test against the first"
+    console.print(f"\n{told}", style="dim")

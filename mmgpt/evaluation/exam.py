@@ -1,0 +1,352 @@
+"""An evaluation on disk: a model's answers to a data set as they come, then their scores and a report.
+
+    OUT/settings.json   all that the answers depend on
+    OUT/answers.jsonl   a line for each sample: its id, task, prompt, truths, the prediction, and as the control what is
+                        said to the same question with the media shuffled among the samples; or why there is none
+    OUT/results.json    the scores, and what must be known to get them again
+    OUT/report.html     the scores, and the samples, worst first
+
+An evaluation that was killed goes on after its last whole line, and leaves the files of one that never was.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text as RichText
+
+from mmgpt import checkpoint
+from mmgpt.assistant import load
+from mmgpt.config import DataConfig
+from mmgpt.content import Part, Stored, Text
+from mmgpt.data.controls import shuffle_media
+from mmgpt.data.readers import limited, read_samples
+from mmgpt.data.sample import Sample
+from mmgpt.errors import ConfigError
+from mmgpt.evaluation.exam_report import write_exam_report
+from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
+from mmgpt.evaluation.report import TaskScore
+from mmgpt.evaluation.runner import Answered, measured, replies, scored
+from mmgpt.files import atomic_write
+from mmgpt.generation import Decoding
+
+PROMPTS = 8  # told of each task in the results; answers.jsonl has all
+LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a model is asked.
+
+    Args:
+        model: Its directory, or a Hub id.
+        format: How the data are read, a name of `mmgpt.data.readers.READERS`.
+        path: Where they are.
+        split: Which part of them.
+        task: Score all samples as those of this task; None leaves each the one that its reader gives it.
+        limit: Most samples, spread over the split.
+        decoding: How answers are decoded; its seed is that of the shuffling too.
+        int8: Compute in int8.
+    """
+
+    model: str
+    format: str
+    path: str
+    split: str = "dev"
+    task: str | None = None
+    limit: int | None = None
+    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=48))
+    int8: bool = False
+
+    def samples(self) -> list[Sample]:
+        """What is asked, in order. Raises ConfigError, DataError."""
+        found = read_samples(DataConfig(self.format, self.path), self.split)  # type: ignore[arg-type]
+        found = list(found if self.limit is None else limited(found, self.limit))
+        return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An evaluation's scores, its answers by the places of their samples, and why others have none."""
+
+    model: str
+    scores: list[TaskScore]
+    answered: dict[int, Answered]
+    failed: dict[int, str]
+
+
+def examine(exam: Exam, out: Path) -> Examined:
+    """Ask the model what OUT has no answers to, score all answers and write OUT/results.json and OUT/report.html.
+
+    Raises:
+        ConfigError: OUT holds answers made with other settings, or is being written to.
+        CheckpointError, DataError: The model or the data cannot be read.
+        WriteError: OUT cannot be written.
+    """
+    samples = exam.samples()
+    spoilt = shuffle_media(samples, np.random.default_rng(exam.decoding.seed))
+    settings = _settings(exam, samples)
+    with _held(out):
+        _agree(out, settings)
+        lines = _all_lines(exam, out / "answers.jsonl", samples, spoilt)
+    answered = {i: Answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
+    controls = {i: Answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
+    failed = {i: line["prediction_failed"] for i, line in enumerate(lines) if "prediction_failed" in line}
+    scores = scored(list(answered.values()), list(controls.values()))
+    results = settings | {
+        "scores": [score_json(score) for score in scores],
+        "prompts": _prompts(samples),
+        "failed": [{"id": samples[i].where, "reason": reason} for i, reason in failed.items()],
+        "controls_failed": [
+            {"id": line["id"], "reason": line["control_failed"]} for line in lines if "control_failed" in line
+        ],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
+    with atomic_write(out / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+    write_exam_report(out / "report.html", settings, scores, answered, controls, failed)
+    return Examined(exam.model, scores, answered, failed)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of several models on the samples that all of them answered.
+
+    Args:
+        task: The task.
+        metric: In words.
+        n: Number of these samples.
+        scores: Of each model.
+        intervals: Their 95 % intervals.
+        p: Of each but the first, in the paired bootstrap test against the first (Koehn 2004).
+        lower_is_better: True for error rates.
+    """
+
+    task: str
+    metric: str
+    n: int
+    scores: list[float]
+    intervals: list[Interval]
+    p: list[float]
+    lower_is_better: bool
+
+
+def compare(found: Sequence[Examined]) -> list[Compared]:
+    """Each metric of evaluations of several models on the same data."""
+    common = sorted(set.intersection(*(set(one.answered) for one in found)))
+    rows = []
+    for own in zip(*(measured([one.answered[i] for i in common]) for one in found), strict=True):
+        values = [one.score.value for one in own]
+        resampled = [bootstrap({"": one.score})[""] for one in own]  # the same draws for all
+        p = [
+            p_value(resampled[0], other, values[0] - value)
+            for other, value in zip(resampled[1:], values[1:], strict=True)
+        ]
+        intervals = [percentiles(one) for one in resampled]
+        first = own[0]
+        rows.append(
+            Compared(first.task, first.metric.name, first.score.n, values, intervals, p, first.metric.lower_is_better)
+        )
+    return rows
+
+
+def examine_all(exams: Sequence[Exam], out: Path) -> tuple[list[Examined], list[Compared]]:
+    """Evaluations of several models on the same data, each in OUT/NAME; leaves OUT/comparison.json. As `examine`."""
+    names = [Path(exam.model).name for exam in exams]
+    if len(set(names)) < len(names):
+        names = [f"{i}-{name}" for i, name in enumerate(names, 1)]
+    found = [examine(exam, out / name) for exam, name in zip(exams, names, strict=True)]
+    rows = compare(found)
+    told = {"models": [exam.model for exam in exams], "comparison": [compared_json(row) for row in rows]}
+    with atomic_write(out / "comparison.json") as path:
+        path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+    return found, rows
+
+
+def compared_json(row: Compared) -> dict[str, Any]:
+    """A row of a comparison as JSON; None where a number is not defined."""
+    return dataclasses.asdict(row) | {
+        "scores": [_number(value) for value in row.scores],
+        "intervals": [[_number(end) for end in interval] for interval in row.intervals],
+        "p": [_number(value) for value in row.p],
+    }
+
+
+def score_json(score: TaskScore) -> dict[str, Any]:
+    """A score as the results tell it: fractions with all digits, None where a number is not defined."""
+    return {
+        "task": score.task,
+        "metric": score.metric,
+        "score": _number(score.score),
+        "interval": None if score.interval is None else [_number(end) for end in score.interval],
+        "control": None if score.control is None else _number(score.control),
+        "n": score.n,
+        "lower_is_better": score.lower_is_better,
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
+    """All that the answers depend on, as JSON: other settings may make other answers."""
+    config = dataclasses.asdict(checkpoint.read_config(exam.model))
+    data = hashlib.sha256()
+    for sample in samples:
+        data.update(_json([_asked(sample), sample.references]))
+    return {
+        "model": {
+            "name": exam.model,
+            "sha256": checkpoint.fingerprint(exam.model),
+            "configuration_sha256": hashlib.sha256(_json(config)).hexdigest(),
+            "int8": exam.int8,
+        },
+        "data": {
+            "format": exam.format,
+            "path": exam.path,
+            "split": exam.split,
+            "task": exam.task,
+            "limit": exam.limit,
+            "samples": len(samples),
+            "sha256": data.hexdigest(),
+        },
+        "decoding": json.loads(_json(dataclasses.asdict(exam.decoding))),
+    }
+
+
+def _agree(out: Path, settings: dict[str, Any]) -> None:
+    """Write down the settings, or see that those of the answers which are there are the same."""
+    path = out / "settings.json"
+    if not path.exists():
+        if (out / "answers.jsonl").exists():
+            raise ConfigError(f"{out}: answers.jsonl is there without its settings.json; name another --out")
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(_json(settings))
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError:
+        raise ConfigError(f"{path}: not the settings of an evaluation; name another --out") from None
+    now, then = dict(_flat(settings)), dict(_flat(before))
+    differing = [name for name in now | then if now.get(name) != then.get(name) and name != "model.name"]
+    if differing:
+        told = "; ".join(f"{name} was {then.get(name)} and is {now.get(name)}" for name in differing)
+        raise ConfigError(
+            f"{out}: holds answers made with other settings ({told}); name another --out, or remove this one"
+        )
+
+
+def _flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from _flat(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, values
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Nobody else writes to OUT meanwhile. Raises ConfigError if somebody does."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{out}: another evaluation is writing there; wait for it or name another --out"
+            ) from None
+        yield
+
+
+def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequence[Sample]) -> list[dict[str, Any]]:
+    """A line for each sample: those of the file, and those that are still to be asked for, which are added to it."""
+    lines, size = _kept(path, samples)
+    if len(lines) == len(samples):
+        return lines
+    assistant = load(exam.model, int8=exam.int8)
+    asked = (
+        one for i in range(len(lines), len(samples)) for one in (samples[i], spoilt[i])[: 1 + bool(samples[i].media())]
+    )
+    found = replies(assistant, asked, exam.decoding)
+    with path.open("ab", buffering=0) as file, _progress() as progress:
+        file.truncate(size)  # of what was half written when it was killed
+        bar = progress.add_task("asking", total=len(samples), completed=len(lines))
+        for i in range(len(lines), len(samples)):
+            line = _asked(samples[i]) | {"truths": samples[i].votes or samples[i].references}
+            for name in ("prediction", "control")[: 1 + bool(samples[i].media())]:
+                one = next(found)
+                line |= {name: one.prediction} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
+            file.write(_json(line) + b"\n")
+            lines.append(line)
+            progress.advance(bar)
+    return lines
+
+
+def _kept(path: Path, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines at the beginning of the file, one for each sample, and how many bytes they are."""
+    lines: list[dict[str, Any]] = []
+    size = 0
+    data = path.read_bytes() if path.exists() else b""
+    for sample, raw in zip(samples, data.split(b"\n")[:-1], strict=False):  # what no line end follows is not whole
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or line.get("id") != _asked(sample)["id"]:
+            break
+        lines.append(line)
+        size += len(raw) + 1
+    return lines, size
+
+
+def _asked(sample: Sample) -> dict[str, Any]:
+    prompt = [{"role": message.role, "content": [_part(part) for part in message.parts]} for message in sample.prompt]
+    return {"id": sample.where, "task": sample.task, "prompt": prompt}
+
+
+def _part(part: Part) -> dict[str, str]:
+    """As Hugging Face writes them."""
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    named = isinstance(part.source, str | Path | Stored)
+    return {"type": type(part).__name__.lower()} | ({"path": str(part.source)} if named else {})
+
+
+def _prompts(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """The first wordings of each task's requests."""
+    found: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        parts = sample.prompt[-1].parts if sample.prompt else ()
+        text = " ".join(part.text for part in parts if isinstance(part, Text))
+        known = found.setdefault(sample.task, {})
+        if len(known) < PROMPTS:
+            known[text] = None
+    return {task: list(texts) for task, texts in found.items()}
+
+
+def _json(value: Any) -> bytes:
+    """On one line. Names of files that are no UTF-8 are escaped as JSON escapes."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> RichText:
+        return RichText("" if task.speed is None else f"{task.speed:.1f} samples/s", style="progress.data.speed")
+
+
+def _progress() -> Progress:
+    told = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    return Progress(*told, console=Console(stderr=True), transient=True)

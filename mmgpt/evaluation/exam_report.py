@@ -1,0 +1,161 @@
+"""The page of an evaluation: its scores, where they come from, and the samples, worst first."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgpt.errors import MediaError
+from mmgpt.evaluation.charts import score_bar
+from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
+from mmgpt.evaluation.runner import Answered, Measured, measured, shown
+from mmgpt.tasks import TASKS
+
+CARDS = 1000  # samples in the page, those of all tasks together
+SEEN = 12  # samples of a task whose media are in the page
+CLASSES = 12  # rows of a confusion matrix; the other classes share one more
+REASONS = 20  # why samples could not be asked
+_LENGTHS = (1, 2, 4, 8, 16, 32)  # words; where the groups of answers by their length end
+
+
+def write_exam_report(
+    path: Path,
+    settings: Mapping[str, Any],
+    scores: Sequence[TaskScore],
+    answered: Mapping[int, Answered],
+    controls: Mapping[int, Answered],
+    failed: Mapping[int, str],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        settings: Those of the evaluation, as it writes them.
+        scores: Of all tasks.
+        answered: The answers by the places of their samples.
+        controls: Those with the media shuffled.
+        failed: Why the others have none.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    model, data, decoding = (settings[name] for name in ("model", "data", "decoding"))
+    how = f"beams of {decoding['beams']}" if decoding["beams"] > 1 else f"temperature {decoding['temperature']:g}"
+    summary = [
+        ("model", model["name"] + (" in int8" if model["int8"] else "")),
+        ("data", f"{data['path']} ({data['format']}, {data['split']})"),
+        ("samples", f"{data['samples']:,}"),
+        ("not answered", f"{len(failed):,}"),
+        ("decoding", f"{how}, at most {decoding['max_new_tokens']} tokens"),
+        ("seed", str(decoding["seed"])),
+    ]
+    measures = measured(list(answered.values()))
+    firsts = list({one.task: one for one in reversed(measures)}.values())[::-1]  # the first metric of each task
+    more = [
+        *[_confusion(one) for one in firsts if "accuracy" in TASKS[one.task].metrics],
+        *[_by_length(one) for one in firsts],
+        _reasons(list(failed.values())),
+    ]
+    places = {id(one): place for place, one in answered.items()}
+    tasks = list(dict.fromkeys(one.sample.task for one in answered.values()))
+    samples = []
+    for task in tasks:
+        worst = _worst_first([one for one in answered.values() if one.sample.task == task], firsts, task)
+        cards = _ends(worst, CARDS // len(tasks))
+        seen = {id(one) for one, _ in _ends([pair for pair in cards if pair[0].sample.media()], SEEN)}
+        samples += [_card(one, score, controls.get(places[id(one)]), id(one) in seen) for one, score in cards]
+    title = f"Evaluation of {Path(model['name']).name}"
+    note = "" if len(samples) == len(answered) else f"the best and worst {len(samples):,} of {len(answered):,}"
+    write_report(path, title=title, summary=summary, scores=scores, samples=samples, more=more, note=note)
+
+
+Scored = tuple[Answered, tuple[Measured, float] | None]  # an answer, and what it scores alone
+
+
+def _worst_first(answered: Sequence[Answered], firsts: Sequence[Measured], task: str) -> list[Scored]:
+    found = next((one for one in firsts if one.task == task), None)
+    if found is None:
+        return [(one, None) for one in answered]
+    pairs = zip(found.answered, found.score.alone(), strict=True)
+    sign = -1 if found.metric.lower_is_better else 1
+    return [(one, (found, value)) for one, value in sorted(pairs, key=lambda pair: sign * pair[1])]
+
+
+def _ends(ordered: Sequence[Scored], most: int) -> Sequence[Scored]:
+    """All, or of too many two parts of the first and one of the last."""
+    last = most // 3
+    return ordered if len(ordered) <= most else [*ordered[: most - last], *ordered[len(ordered) - last :]]
+
+
+def _card(one: Answered, score: tuple[Measured, float] | None, control: Answered | None, media: bool) -> ReportSample:
+    try:
+        card = shown(one, media=media)
+    except MediaError:  # it has gone since it was asked
+        card = shown(one, media=False)
+    card = replace(card, control=None if control is None else control.prediction)
+    if score is None:
+        return card
+    of, value = score
+    right = value <= 0 if of.metric.lower_is_better else value >= 1
+    return replace(card, score=value, correct=right if TASKS[one.sample.task].exact else None)
+
+
+def _confusion(one: Measured) -> str:
+    """True classes down, answers across; classes beyond the most frequent share one row and column."""
+    pairs = [(own.sample.references[0].strip(), own.prediction.strip()) for own in one.answered]
+    counts = Counter(truth for truth, _ in pairs)
+    every = [*(name for name, _ in counts.most_common()), *sorted({said for _, said in pairs} - counts.keys())]
+    kept = every if len(every) <= CLASSES + 1 else every[:CLASSES]
+    rest = len(every) - len(kept)
+    names = [*kept, f"{rest} others"] if rest else kept
+    place = {name: i for i, name in enumerate(kept)}
+    table = np.zeros((len(names), len(names)), dtype=int)
+    for truth, said in pairs:
+        table[place.get(truth, len(kept)), place.get(said, len(kept))] += 1
+    table_rows = ""
+    for name, row in zip(names, table, strict=True):
+        if whole := row.sum():
+            cells = "".join(f'<td style="--share:{100 * n / whole:.0f}%">{n or ""}</td>' for n in row.tolist())
+            table_rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    return f"""<section class="confusion"><h2>What is taken for what <small>{escape(one.task)}</small></h2>
+<div class="wide" tabindex="0" role="group" aria-label="Confusion matrix of {escape(one.task)}"><table>
+<thead><tr><td>true ↓ said →</td>{heads}</tr></thead><tbody>{table_rows}</tbody></table></div></section>"""
+
+
+def _by_length(one: Measured) -> str:
+    """The score of answers of each length; nothing where all are of about one length."""
+    words = np.array([len(own.sample.references[0].split()) for own in one.answered])
+    groups = np.searchsorted(_LENGTHS, words)
+    if len(set(groups.tolist())) < 2:
+        return ""
+    named = TaskScore(one.task, 0.0, 0, unit=one.metric.unit)
+    values = {group: one.score.weighted((groups == group).astype(float)) for group in sorted(set(groups.tolist()))}
+    full = max(1.0, *values.values())
+    rows = ""
+    for group, value in values.items():
+        low = _LENGTHS[group - 1] + 1 if group else 0
+        high = _LENGTHS[group] if group < len(_LENGTHS) else None
+        name = f"{low} or more" if high is None else f"{high}" if low == high else f"{low} – {high}"
+        name = "0 – 1" if not group and not words.min() else "1" if not group else name
+        bar = score_bar(value, full=full, label=f"{name} words: {named.shown(value)}")
+        rows += f'<tr><th scope="row">{name}</th><td>{bar}</td><td>{named.shown(value)}</td>'
+        rows += f"<td>{(groups == group).sum():,}</td></tr>"
+    return f"""<section class="lengths"><h2>By the length of the right answer
+<small>{escape(one.task)}, {escape(one.metric.name)}</small></h2>
+<table><thead><tr><th scope="col">Words</th><td></td><th scope="col">Score</th><th scope="col">Samples</th></tr></thead>
+<tbody>{rows}</tbody></table></section>"""
+
+
+def _reasons(failed: Sequence[str]) -> str:
+    if not failed:
+        return ""
+    rest = f"<li>and {len(failed) - REASONS:,} more</li>" if len(failed) > REASONS else ""
+    listed = "".join(f"<li>{escape(reason)}</li>" for reason in failed[:REASONS])
+    return (
+        f'<section class="failed"><h2>Not answered <small>{len(failed):,}</small></h2><ul>{listed}{rest}</ul></section>'
+    )

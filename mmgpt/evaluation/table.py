@@ -1,0 +1,39 @@
+"""Scores on the screen."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mmgpt.evaluation.report import TaskScore
+
+JUDGED = TaskScore.metric  # what a score is called where nothing else is said
+
+
+def print_scores(scores: Sequence[TaskScore], broken: Sequence[str], listed: str) -> None:
+    """The scores, one row each, and how many samples were lost; `listed` is the file that names them all."""
+    console = Console()
+    groups = list(dict.fromkeys(name for score in scores for name in score.groups))
+    table = Table("task", box=None, pad_edge=False)
+    chances = ["chance"] if any(score.chance is not None for score in scores) else []
+    for column in ("score", "95 %", "shuffled", *chances, "goal", "n", *groups):
+        table.add_column(column, justify="right", no_wrap=True)
+    for score in scores:
+        name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
+        low_high = "" if score.interval is None else "–".join(f"{100 * end:.0f}" for end in score.interval)
+        control = "" if score.control is None else score.shown(score.control)
+        chance = [] if not chances else ["" if score.chance is None else score.shown(score.chance)]
+        goal = "" if score.goal is None else score.shown(score.goal)
+        own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
+        colour = {True: "green", False: "red", None: "default"}[score.reached]
+        table.add_row(
+            name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, *chance, goal, str(score.n), *own
+        )
+    console.print()
+    console.print(table)
+    console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
+    if broken:
+        console.print(
+            f"{len(broken)} samples or answers could not be used; the first: {broken[0]} (all in {listed})",
+            markup=False,
+        )

@@ -1,0 +1,67 @@
+"""mmgpt eval: its tables, its JSON, and what it says of bad usage."""
+
+import json
+
+import pytest
+from walls import write_walls
+
+SHORT = ("--max-new-tokens", 6, "--temperature", 1.0, "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def walls(tmp_path_factory):
+    return write_walls(tmp_path_factory.mktemp("eval") / "walls", train=2, dev=4, broken=("dev",))
+
+
+def test_eval_prints_the_scores_and_where_the_report_is(mmgpt_command, model_directory, walls, tmp_path):
+    arguments = ("eval", model_directory, "--format", "captions", "--data", walls, "--out", tmp_path / "out", *SHORT)
+    told = mmgpt_command(*arguments)
+    assert told.code == 0, told.err
+    assert "caption, CIDEr-D" in told.out
+    assert "1 samples or answers could not be used" in told.out
+    assert str(tmp_path / "out" / "report.html") in told.out
+    again = mmgpt_command(*arguments, "--json")
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert json.loads(again.out) == {"model": str(model_directory), "scores": results["scores"], "failed": 1}
+
+
+def test_eval_refuses_other_settings_in_the_same_place(mmgpt_command, model_directory, walls, tmp_path):
+    arguments = ("eval", model_directory, "--format", "captions", "--data", walls, "--out", tmp_path / "out", *SHORT)
+    assert mmgpt_command(*arguments, "--limit", 2).code == 0
+    assert "data.limit was 2 and is 3" in mmgpt_command(*arguments, "--limit", 3).error(2)
+
+
+def test_two_models_are_compared_sample_by_sample(mmgpt_command, model_directory, walls, tmp_path):
+    """A model is as good as itself: p is 1 where nothing differs."""
+    arguments = ("eval", model_directory, model_directory, "--format", "captions", "--data", walls, *SHORT)
+    told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
+    both = json.loads(told.out)
+    assert [one["model"] for one in both["models"]] == [str(model_directory)] * 2
+    assert [(row["metric"], row["n"], row["p"]) for row in both["comparison"]] == [
+        ("CIDEr-D", 4, [1.0]), ("BLEU-4", 4, [1.0]),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparison"] == both["comparison"]
+    name = model_directory.name
+    assert (tmp_path / "out" / f"2-{name}" / "report.html").is_file()
+    shown = mmgpt_command(*arguments, "--out", tmp_path / "out").out
+    assert "+0.0" in shown
+    assert "1.000" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["eval", "m", "--data", "x"], "required: --format"),
+        (["eval", "m", "--format", "world", "--data", "x"], "invalid choice: 'world'"),
+        (["eval", "m", "--format", "captions", "--data", "x", "--limit", "0"], "--limit: must be a whole number"),
+        (["eval", "m", "--format", "captions", "--data", "x", "--task", "sing"], "invalid choice: 'sing'"),
+    ],
+)
+def test_bad_usage_of_eval_is_one_line_and_2(mmgpt_command, arguments, told):
+    assert told in mmgpt_command(*arguments).error(2)
+
+
+def test_data_that_are_not_there_are_told(mmgpt_command, model_directory, tmp_path):
+    assert str(tmp_path / "no") in mmgpt_command(
+        "eval", model_directory, "--format", "captions", "--data", tmp_path / "no", "--out", tmp_path / "out"
+    ).error(1)

@@ -1,0 +1,210 @@
+"""Evaluations on disk: what is kept, gone on with and refused, of a tiny model and a folder of walls."""
+
+import dataclasses
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exam_kills import DECODING
+from walls import colour_of, write_walls
+
+from mmgpt import checkpoint
+from mmgpt.data.controls import shuffle_media
+from mmgpt.errors import ConfigError
+from mmgpt.evaluation import exam as exam_module
+from mmgpt.evaluation.exam import Exam, Examined, compare, examine
+from mmgpt.evaluation.predictions import Reference
+from mmgpt.evaluation.runner import Answered, evaluate
+from mmgpt.evaluation.scoring import compared, score
+
+FILES = ("settings.json", "answers.jsonl", "results.json", "report.html")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model, tokenizer) -> Path:
+    """A model, and pictures of which one is broken."""
+    place = tmp_path_factory.mktemp("exam")
+    checkpoint.save(place / "model", model, tokenizer)
+    write_walls(place / "walls", train=2, dev=9, broken=("dev",))
+    return place
+
+
+@pytest.fixture(scope="module")
+def asked(place) -> Exam:
+    return Exam(str(place / "model"), "captions", str(place / "walls"), decoding=DECODING)
+
+
+@pytest.fixture(scope="module")
+def whole(place, asked) -> Path:
+    """An evaluation that was never stopped."""
+    examine(asked, place / "whole")
+    return place / "whole"
+
+
+def copy(whole: Path, out: Path, lines: int, torn: bytes = b"") -> Path:
+    """One that was stopped after so many lines."""
+    out.mkdir()
+    (out / "settings.json").write_bytes((whole / "settings.json").read_bytes())
+    kept = (whole / "answers.jsonl").read_bytes().splitlines(keepends=True)[:lines]
+    (out / "answers.jsonl").write_bytes(b"".join(kept) + torn)
+    return out
+
+
+def lines_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_each_line_has_what_was_asked_said_and_true(place, whole, assistant):
+    *lines, broken = lines_of(whole)
+    pictures = [place / "walls" / f"{i}.png" for i in range(2, 11)]
+    said = assistant.caption(list(pictures), **{name: getattr(DECODING, name) for name in ("max_new_tokens", "top_k")},
+                             temperature=1.0)  # fmt: skip
+    assert [line["prediction"] for line in lines] == said
+    assert [line["truths"] for line in lines] == [[f"{colour_of(i)} wall"] for i in range(2, 11)]
+    for i, line in enumerate(lines):
+        assert line["id"] == f"{place / 'walls' / 'captions.csv'}:{i + 4}"
+        medium, text = line["prompt"][0]["content"]
+        assert (medium, text["text"]) == ({"type": "image", "path": str(pictures[i])}, "Describe the picture.")
+    assert "prediction" not in broken
+    assert "not a picture" in broken["prediction_failed"]
+
+
+def test_the_control_is_what_is_said_of_another_picture(asked, whole, assistant):
+    spoilt = shuffle_media(asked.samples(), np.random.default_rng(DECODING.seed))
+    for sample, line in zip(spoilt, lines_of(whole), strict=True):
+        image = sample.prompt[0].parts[0]
+        if "control" in line:
+            assert line["control"] == assistant.caption(image, max_new_tokens=6, top_k=50, temperature=1.0)
+        else:  # it got the broken one
+            assert "broken" in str(image.source)
+            assert "not a picture" in line["control_failed"]
+
+
+def test_results_hold_the_scores_of_the_answers_and_what_made_them(asked, whole, assistant):
+    results = json.loads((whole / "results.json").read_text("utf-8"))
+    expected = evaluate(assistant, asked.samples(), DECODING, seed=DECODING.seed).scores
+    assert [(one["task"], one["metric"], one["n"]) for one in results["scores"]] == [
+        ("caption", "CIDEr-D", 9), ("caption", "BLEU-4", 9),
+    ]  # fmt: skip
+    for found, own in zip(results["scores"], expected, strict=True):
+        assert (found["score"], found["control"], tuple(found["interval"])) == (
+            own.score, own.control, own.interval,
+        )  # fmt: skip
+    assert results["decoding"]["temperature"] == 1.0
+    assert results["prompts"] == {"caption": ["Describe the picture."]}
+    assert len(results["failed"]) == len(results["controls_failed"]) == 1
+    assert results["versions"]["torch"]
+    assert len(results["model"]["configuration_sha256"]) == 64
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id": "half a li', b"\0\0\0\n"])
+def test_it_goes_on_after_the_last_whole_line(asked, whole, tmp_path, torn, monkeypatch):
+    out = copy(whole, tmp_path / "out", 4, torn)
+    fed, replies = [], exam_module.replies
+    monkeypatch.setattr(
+        exam_module, "replies", lambda assistant, samples, decoding: replies(assistant, counted(samples), decoding)
+    )
+
+    def counted(samples):
+        for sample in samples:
+            fed.append(sample.where)
+            yield sample
+
+    examine(asked, out)
+    assert fed == [sample.where for sample in asked.samples()[4:] for _ in range(2)]
+    for name in FILES:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_what_is_whole_needs_no_model(asked, whole, tmp_path, monkeypatch):
+    out = copy(whole, tmp_path / "out", 10)
+    monkeypatch.setattr(exam_module, "load", None)
+    examine(asked, out)
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_killed_again_and_again_it_leaves_the_files_of_one_that_never_was(place, whole, tmp_path):
+    kills = [["file", 1], ["step", 2], ["line", 1], ["step", 3], ["line", 4], ["file", 1], ["file", 2]]
+    script = Path(__file__).with_name("exam_kills.py")
+    command = [sys.executable, script, place / "model", place / "walls", tmp_path / "out", json.dumps(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == str([-9] * len(kills) + [0]), done.stderr
+    for name in FILES:
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"decoding": dataclasses.replace(DECODING, beams=2, temperature=0.0)}, "decoding.beams was 1 and is 2"),
+        ({"decoding": dataclasses.replace(DECODING, seed=1)}, "decoding.seed was 0 and is 1"),
+        ({"limit": 3}, "data.limit was None and is 3"),
+        ({"split": "train"}, "data.split was dev and is train"),
+        ({"task": "describe"}, "data.task was None and is describe"),
+        ({"int8": True}, "model.int8 was False and is True"),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_is_changed(asked, whole, tmp_path, change, told):
+    out = copy(whole, tmp_path / "out", 2)
+    before = (out / "answers.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="holds answers made with other settings") as error:
+        examine(dataclasses.replace(asked, **change), out)
+    assert told in str(error.value)
+    assert (out / "answers.jsonl").read_bytes() == before
+
+
+def test_another_model_and_other_truths_are_refused(asked, whole, tmp_path, model, tokenizer, monkeypatch):
+    out = copy(whole, tmp_path / "out", 2)
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors_of(model).items()}
+    tensors["gpt.embedding.weight"][0, 0] += 1
+    checkpoint.save(tmp_path / "model", model, tokenizer, tensors=tensors)
+    with pytest.raises(ConfigError, match=r"model\.sha256 was"):
+        examine(dataclasses.replace(asked, model=str(tmp_path / "model")), out)
+    samples = asked.samples()
+    samples[3] = dataclasses.replace(samples[3], answers=("a door",))
+    monkeypatch.setattr(Exam, "samples", lambda self: samples)
+    with pytest.raises(ConfigError, match=r"\(data\.sha256 was"):
+        examine(asked, out)
+
+
+def test_the_same_model_saved_again_is_the_same(asked, whole, tmp_path, model, tokenizer):
+    checkpoint.save(tmp_path / "again", model, tokenizer, {"scores": [1]})
+    out = copy(whole, tmp_path / "out", 10)
+    assert examine(dataclasses.replace(asked, model=str(tmp_path / "again")), out).model == str(tmp_path / "again")
+
+
+def test_answers_without_settings_and_a_place_in_use_are_refused(asked, whole, tmp_path):
+    out = copy(whole, tmp_path / "out", 2)
+    (out / "settings.json").unlink()
+    with pytest.raises(ConfigError, match=r"answers\.jsonl is there without its settings\.json"):
+        examine(asked, out)
+    with (whole / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another evaluation is writing there"):
+            examine(asked, whole)
+
+
+def test_a_limit_is_spread_over_the_split_and_a_task_may_be_told(asked):
+    some = dataclasses.replace(asked, limit=3, task="describe").samples()
+    places = [sample.where for sample in asked.samples()]
+    assert [sample.where for sample in some] == [places[0], places[3], places[6]]
+    assert {sample.task for sample in some} == {"describe"}
+
+
+def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_does(asked):
+    """The first sample is too long for one of them. The same numbers come from the metrics alone."""
+    samples = [dataclasses.replace(one, task="ask") for one in asked.samples()[:9]]
+    said = [one.answers[0] for one in samples]
+    good = {i: Answered(one, said[i]) for i, one in enumerate(samples)}
+    bad = {i: Answered(one, said[i] if i % 4 == 1 else "a door") for i, one in enumerate(samples) if i}
+    (row,) = compare([Examined("a", [], good, {}), Examined("b", [], bad, {0: "too long"})])
+    truths = [Reference([truth], "") for truth in said[1:]]
+    first, second = (score("qa", [one[i].prediction for i in range(1, 9)], truths) for one in (good, bad))
+    assert (row.task, row.metric, row.n, row.scores) == ("ask", "exact match", 8, [1.0, 2 / 8])
+    assert row.intervals == [first.intervals["exact match"], second.intervals["exact match"]]
+    assert row.p == [compared(first, second)["exact match"][1]]
+    assert row.p[0] < 0.05

@@ -1,0 +1,123 @@
+"""The page of an evaluation, of answers that are made up."""
+
+import re
+
+import numpy as np
+import pytest
+from tiny import some_audio, some_image
+
+from mmgpt.content import Image, Message
+from mmgpt.data.sample import Sample
+from mmgpt.evaluation.exam_report import SEEN, write_exam_report
+from mmgpt.evaluation.runner import Answered, scored
+
+SETTINGS = {
+    "model": {"name": "runs/some", "int8": False},
+    "data": {"path": "my-photos", "format": "captions", "split": "dev", "samples": 9},
+    "decoding": {"beams": 1, "temperature": 0.0, "max_new_tokens": 48, "seed": 0},
+}
+
+
+def said(task: str, truth: str, prediction: str, *parts, where: str = "x:1") -> Answered:
+    return Answered(Sample((Message.of("user", *parts, "What?"),), (truth,), task, where), prediction)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """page(answers, failed) -> the text of the page."""
+
+    def make(answers, failed=()) -> str:
+        answered = dict(enumerate(answers))
+        controls = {i: Answered(one.sample, f"shuffled {i}") for i, one in answered.items()}
+        scores = scored(answers, [])
+        write_exam_report(tmp_path / "report.html", SETTINGS, scores, answered, controls, dict(enumerate(failed, 900)))
+        return (tmp_path / "report.html").read_text("utf-8")
+
+    return make
+
+
+def cards(page: str) -> list[str]:
+    return re.findall(r'<dd class="prediction" dir="auto">(.*?)</dd>', page)
+
+
+def test_samples_come_worst_first_in_each_task(page):
+    told = page(
+        [
+            said("transcribe", "a b c d", "a b c d"),
+            said("classify", "dog", "dog"),
+            said("transcribe", "a b c d", "x y z"),
+            said("transcribe", "a b c d", "a b c"),
+            said("classify", "cat", "dog again"),
+        ]
+    )
+    assert cards(told) == ["x y z", "a b c", "a b c d", "dog again", "dog"]
+    assert re.findall(r'<p class="verdict">(.*?)</p>', told) == ["✗ wrong", "✗ wrong", "✓ right", "✗ wrong", "✓ right"]
+    assert told.count("shuffled 2</dd>") == 1
+
+
+def test_the_confusion_matrix_counts_what_is_taken_for_what(page):
+    pairs = [("cat", "cat"), ("cat", "dog"), ("cat", "dog"), ("dog", "dog"), ("dog", "<b>owl")]
+    told = page([said("classify", *pair) for pair in pairs])
+    (table,) = re.findall(r'<section class="confusion">.*?</section>', told, re.DOTALL)
+    heads = re.findall(r'<th scope="col">(.*?)</th>', table)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
+    found = {name: re.findall(r"<td[^>]*>(.*?)</td>", cells) for name, cells in rows}
+    assert heads == ["cat", "dog", "&lt;b&gt;owl"]
+    assert found == {"cat": ["1", "2", ""], "dog": ["", "1", "1"]}
+
+
+def test_classes_beyond_the_most_frequent_share_one_place(page):
+    answers = [said("classify", f"kind {i}", f"kind {i}") for i in range(20) for _ in range(30 - i)]
+    told = page(answers)
+    assert re.findall(r'<th scope="col">(kind \d+|.*?others)</th>', told) == [*(f"kind {i}" for i in range(12)),
+                                                                              "8 others"]  # fmt: skip
+    assert f">{sum(30 - i for i in range(12, 20))}</td></tr></tbody>" in told
+
+
+def test_scores_are_told_by_the_length_of_the_right_answer(page):
+    told = page([said("ask", "a", "a"), said("ask", "b", "c"), said("ask", "one two three", "one two three")])
+    (section,) = re.findall(r'<section class="lengths">.*?</section>', told, re.DOTALL)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>.*?</td><td>(.*?)</td><td>(.*?)</td></tr>', section)
+    assert [(name, score.split()[0], n) for name, score, n in rows] == [("1", "50.0", "2"), ("3 – 4", "100.0", "1")]
+    assert "lengths" not in page([said("ask", "a", "a"), said("ask", "b", "c")]).partition("</style>")[2]
+
+
+def test_a_thousand_samples_make_a_small_page_that_shows_some_of_the_media(page):
+    noise = some_image(0, 400)
+    answers = [said("caption", f"a dog {i}", "a dog", noise) for i in range(1100)]
+    told = page([*answers, *(said("transcribe", "a", "a", some_audio(i)) for i in range(30))])
+    assert len(told) < 3_000_000
+    assert told.count("<article") == 500 + 30
+    assert "the best and worst 530 of 1,130" in told
+    assert told.count("<img") == 2 * SEEN
+    assert told.count("<audio") == SEEN
+
+
+def test_nothing_is_fetched_and_nothing_runs(page, tmp_path):
+    evil = "<script>alert(1)</script>"
+    told = page([said("classify", evil, evil, some_image(1), where=evil), said("ask", evil, "a b")], [evil] * 30)
+    assert "<script" not in told
+    assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', told))
+    assert "and 10 more" in told
+
+
+def test_tasks_and_right_and_wrong_can_be_chosen(page):
+    told = page([said("ask", "a", "a"), said("classify", "b", "c")])
+    assert re.findall(r'id="((?:show|only)-\w+)"( checked)?', told) == [
+        ("show-all", " checked"), ("show-right", ""), ("show-wrong", ""),
+        ("only-all", " checked"), ("only-0", ""), ("only-1", ""),
+    ]  # fmt: skip
+    assert "body:has(#only-1:checked) .task:not(#task-1)" in told
+    assert 'id="only-' not in page([said("ask", "a", "a")])
+
+
+def test_a_medium_that_has_gone_since_costs_its_picture_alone(page, tmp_path):
+    told = page([said("ask", "a", "b", Image(tmp_path / "gone.jpg")), said("ask", "a", "a", some_image(1))])
+    assert told.count("<article") == 2
+    assert told.count("<img") == 1
+
+
+def test_a_task_without_a_metric_is_shown_as_it_is(page):
+    told = page([said("continue", "a tale", "once"), said("continue", "another", "upon")])
+    assert cards(told) == ["once", "upon"]
+    assert not np.any([mark in told for mark in ("✓", "✗")])
