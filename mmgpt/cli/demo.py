@@ -23,9 +23,9 @@ def demo_config(out: str, samples: int, seed: int) -> TrainConfig:
     return TrainConfig(
         out=out,
         seed=seed,
-        batch_size=32,
+        batch_size=48,
         data=DataConfig(format="world", samples=samples, val_samples=256, vocab_size=640),
-        optimizer=OptimizerConfig(learning_rate=3e-3, muon=1e-2),
+        optimizer=OptimizerConfig(learning_rate=3.7e-3, muon=1.22e-2),
         model=ModelConfig(
             gpt=GPTConfig(width=128, layers=2, heads=4, context=256),
             # Two stages of a small ResNet: group norm, since batch norm learns nothing while its statistics are frozen.
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         "and write a report: about five minutes on two CPU cores.",
     )
     parser.add_argument("--out", default=options.DEFAULT_MODEL, metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=55_000, metavar="N", help="to train on (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=60_000, metavar="N", help="to train on (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N", help="a task (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of world and model (default: 0)")
     args = parser.parse_args(arguments)

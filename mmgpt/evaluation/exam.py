@@ -38,7 +38,7 @@ from mmgpt.errors import ConfigError
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
-from mmgpt.evaluation.runner import Answered, measured, replies, scored
+from mmgpt.evaluation.runner import Answered, measured, media_of, replies, scored
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
 
@@ -278,7 +278,9 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
         return lines
     assistant = load(exam.model, int8=exam.int8)
     asked = (
-        one for i in range(len(lines), len(samples)) for one in (samples[i], spoilt[i])[: 1 + bool(samples[i].media())]
+        one
+        for i in range(len(lines), len(samples))
+        for one in (samples[i], spoilt[i])[: 1 + bool(media_of(samples[i]))]
     )
     found = replies(assistant, asked, exam.decoding)
     with path.open("ab", buffering=0) as file, _progress() as progress:
@@ -286,7 +288,7 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
         bar = progress.add_task("asking", total=len(samples), completed=len(lines))
         for i in range(len(lines), len(samples)):
             line = _asked(samples[i]) | {"truths": samples[i].votes or samples[i].references}
-            for name in ("prediction", "control")[: 1 + bool(samples[i].media())]:
+            for name in ("prediction", "control")[: 1 + bool(media_of(samples[i]))]:
                 one = next(found)
                 line |= {name: one.prediction} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
             file.write(_json(line) + b"\n")

@@ -12,7 +12,7 @@ import numpy as np
 from mmgpt.errors import MediaError
 from mmgpt.evaluation.charts import score_bar
 from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
-from mmgpt.evaluation.runner import Answered, Measured, measured, shown
+from mmgpt.evaluation.runner import Answered, Measured, measured, media_of, shown
 from mmgpt.tasks import TASKS
 
 CARDS = 1000  # samples in the page, those of all tasks together
@@ -66,7 +66,7 @@ def write_exam_report(
     for task in tasks:
         worst = _worst_first([one for one in answered.values() if one.sample.task == task], firsts, task)
         cards = _ends(worst, CARDS // len(tasks))
-        seen = {id(one) for one, _ in _ends([pair for pair in cards if pair[0].sample.media()], SEEN)}
+        seen = {id(one) for one, _ in _ends([pair for pair in cards if media_of(pair[0].sample)], SEEN)}
         samples += [_card(one, score, controls.get(places[id(one)]), id(one) in seen) for one, score in cards]
     title = f"Evaluation of {Path(model['name']).name}"
     note = "" if len(samples) == len(answered) else f"the best and worst {len(samples):,} of {len(answered):,}"

@@ -8,7 +8,7 @@ import numpy as np
 from rich.progress import track
 
 from mmgpt.assistant import Assistant
-from mmgpt.content import Audio, Image, Text, Video
+from mmgpt.content import Audio, Image, Medium, Text, Video
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
@@ -198,7 +198,7 @@ def scored(answered: Sequence[Answered], control: Sequence[Answered], judge: Jud
         control: Those to the samples with other media; tasks without media have no control.
         judge: Tells right from wrong; without it, the metrics of the task are used.
     """
-    seeing = {one.sample.task for one in answered if one.sample.media()}
+    seeing = {one.sample.task for one in answered if media_of(one.sample)}
     control = [one for one in control if one.sample.task in seeing]
     if judge is not None:
         controls = _grouped(control, lambda sample: sample.task)
@@ -272,7 +272,7 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
     else:
         exact = TASKS.get(sample.task, TASKS["ask"]).exact  # the demo world has tasks of its own
         correct = is_match(one.prediction, sample.references) if exact else None
-    seen = sample.media() if media else []
+    seen = media_of(sample) if media else []
     return ReportSample(
         sample.task,
         text,
@@ -284,3 +284,8 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
         clip=next((part.load() for part in seen if isinstance(part, Video)), None),
         where=sample.where,
     )
+
+
+def media_of(sample: Sample) -> list[Medium]:
+    """The media that are seen by whoever is asked: those of the prompt."""
+    return [part for message in sample.prompt for part in message.parts if not isinstance(part, Text)]

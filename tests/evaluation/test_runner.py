@@ -12,7 +12,7 @@ from mmgpt.data.sample import Sample
 from mmgpt.evaluation import runner
 from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.text import exact_match
-from mmgpt.evaluation.runner import answer_all, evaluate, shown
+from mmgpt.evaluation.runner import Answered, answer_all, evaluate, scored, shown
 from mmgpt.generation import Decoding
 
 # Drawn: the likeliest tokens of this model are no text; by rank, so that the draws follow the picture.
@@ -178,12 +178,11 @@ def test_a_text_to_continue_is_answered_and_shown_without_a_prompt(assistant):
     assert (told.question, told.truth, told.correct) == ("", "Once upon a time.", None)
 
 
-def test_the_text_of_an_answer_with_media_is_the_reference(assistant, monkeypatch):
+def test_the_text_of_an_answer_with_media_is_the_reference(assistant):
     document = Sample((), ((Text("A red "), some_image(0), Text("circle.")),), "continue", "a.jsonl:1")
     told = shown(answer_all(assistant, [document], DECODING).answered[0])
     assert (told.question, told.truth, told.correct) == ("", "A red circle.", None)
     assert told.image is None  # nobody was shown it
     question = Sample((Message.of("user", "Draw."),), ((some_image(0), Text("Here.")),), "ask", "a.jsonl:2")
-    monkeypatch.setattr(assistant, "reply_examples", lambda prompts, _: ["Here." for _ in prompts])
-    [score] = evaluate(assistant, [question], DECODING).scores
+    [score] = scored([Answered(question, "Here.")], [])
     assert score.score == 1.0

@@ -13,7 +13,7 @@ from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
 from mmgpt.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
-FIRST_SHARE = 0.25  # of training samples that are of the level's easier first part (Bengio et al. 2009)
+FIRST_SHARE = 0.35  # of training samples that are of the level's easier first part (Bengio et al. 2009)
 NEW_SHARE = 0.2  # of held-out samples that show a combination never seen in training
 
 
