@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from mmgpt.stored import Stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,15 +14,6 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")
-
-
-@runtime_checkable
-class Stored(Protocol):
-    """The bytes of a file that stays where it is until they are needed: in an archive, a table. str() is its name."""
-
-    def read_bytes(self) -> bytes:
-        """All of them. Raises MediaError."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmgpt.content import Audio, Image, Message, Part, Stored, Text, Video
+from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.data.chat import conversation_sample
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.llava import sharegpt_messages
@@ -34,6 +34,7 @@ from mmgpt.data.sample import Sample
 from mmgpt.data.splits import row_numbers, split_name
 from mmgpt.errors import DataError, MediaError, shown
 from mmgpt.folder import MediaFolder
+from mmgpt.stored import Stored
 from mmgpt.tasks import TASKS
 
 _PARTS = {"image": Image, "audio": Audio, "video": Video}

@@ -30,7 +30,7 @@ from rich.text import Text as RichText
 from mmgpt import checkpoint
 from mmgpt.assistant import load
 from mmgpt.config import DataConfig
-from mmgpt.content import Part, Stored, Text
+from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
@@ -41,6 +41,7 @@ from mmgpt.evaluation.report import TaskScore
 from mmgpt.evaluation.runner import Answered, measured, media_of, replies, scored
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
+from mmgpt.stored import Stored
 
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
 LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")

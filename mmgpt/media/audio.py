@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from av import AudioFrame, AudioResampler, Packet
 
-from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.container import container, packets
 from mmgpt.media.source import name_of
+from mmgpt.stored import Stored
 
 MAX_SAMPLES = 1 << 27  # of a whole sound, whatever the seconds allow: 0.5 GB, 50 minutes at 44.1 kHz
 

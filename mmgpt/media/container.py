@@ -13,9 +13,9 @@ from av import Packet
 from av.container import InputContainer
 from av.stream import Stream
 
-from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.source import name_of, opened, told_as_media_error
+from mmgpt.stored import Stored
 
 # Demuxers that read one self-contained file. Playlists (hls, dash, concat, sdp), numbered pictures (image2) and
 # devices are not among them: they would open other files and addresses. Nor are bare streams without timestamps.

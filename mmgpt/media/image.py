@@ -12,9 +12,9 @@ import PIL.ImageCms
 from PIL import _imaging
 from PIL.Image import Transpose
 
-from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.source import name_of, opened, told_as_media_error
+from mmgpt.stored import Stored
 
 # Formats that Pillow decodes in itself, without another program (EPS would start Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI", "SGI")

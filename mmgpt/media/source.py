@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mmgpt.content import Stored
 from mmgpt.errors import MediaError
+from mmgpt.stored import Stored
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 LONGEST = 200  # characters of a name or a reason that are shown

@@ -15,11 +15,11 @@ from av import VideoFrame, VideoStream
 from av.container import InputContainer
 from av.stream import Disposition
 
-from mmgpt.content import Stored
 from mmgpt.errors import MediaError
 from mmgpt.media.audio import SoundTrack, Waveform
 from mmgpt.media.container import container, packets
 from mmgpt.media.source import name_of
+from mmgpt.stored import Stored
 
 MAX_SIDE = 1280  # pixels; larger frames are scaled down while decoding, their shape kept
 MAX_RATIO = 4  # of the sides of a pixel; DVDs and anamorphic lenses have less than 3, and more is taken for an error
