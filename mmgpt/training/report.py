@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmgpt import checkpoint
 from mmgpt.assistant import load
@@ -54,12 +55,10 @@ def finish(
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
     (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
-    samples_seen, epochs = training["samples"], training["epochs"]
     parameters = sum(parameter.numel() for parameter in assistant.model.parameters())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        ("training samples", "a stream" if samples_seen is None else f"{samples_seen:,}"),
-        ("trained for", f"{training['steps']:,} steps" if epochs is None else f"{epochs} epoch{'s' * (epochs > 1)}"),
+        ("training samples", trained_on(training)),
         ("training time", f"{run.seconds / 60:.1f} min"),
         ("held-out samples", f"{len(samples) - len(set(evaluation.broken)):,}"),
         ("unusable samples or answers", f"{len(broken)}"),
@@ -75,6 +74,14 @@ def finish(
     )
     print_scores(scores, broken, "broken.txt")
     return evaluation
+
+
+def trained_on(training: dict[str, Any]) -> str:
+    """How many samples, how often."""
+    count, epochs = training["samples"], training["epochs"]
+    amount = "a stream" if count is None else f"{count:,}"
+    how_long = f", {training['steps']:,} steps" if epochs is None else f" × {epochs} epoch{'' if epochs == 1 else 's'}"
+    return amount + how_long
 
 
 def read_curve(out: Path) -> list[dict[str, float]]:

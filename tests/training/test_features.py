@@ -218,9 +218,9 @@ def decoded(monkeypatch) -> list[str]:
     names: list[str] = []
     load = mmgpt.media.load_image
 
-    def counted(source):
+    def counted(source, **limits):
         names.append(Path(source).name)
-        return load(source)
+        return load(source, **limits)
 
     monkeypatch.setattr(mmgpt.media, "load_image", counted)
     return names
