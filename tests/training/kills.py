@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 
-import timm  # noqa: F401  so that children need not import it
+import datasets  # noqa: F401  so that children need not import these
+import timm  # noqa: F401
 import torch
 
 import mmgpt.checkpoint
