@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import some_audio, some_image, some_video, tiny_config
+from tiny import cross_config, seeing, some_audio, some_image, some_video
 
 from mmgpt.batch import Example, collate
 from mmgpt.content import Medium, Message, Text
@@ -34,17 +34,7 @@ CONVERSATION = [
 @pytest.fixture(params=[None, "inside", "gated"], scope="module")
 def model(request, tokenizer) -> MultimodalGPT:
     """A model of each way of fusion, with embeddings that matter and open gates."""
-    torch.manual_seed(0)
-    config = tiny_config(len(tokenizer))
-    config.gpt.cross = request.param
-    model = MultimodalGPT(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                parameter.mul_(2.0)
-            elif name.endswith("gate"):
-                parameter.fill_(1.0)
-    return model
+    return seeing(cross_config(len(tokenizer), request.param))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from memory import held
-from tiny import some_audio, some_image, some_video, tiny_config
+from tiny import cross_config, seeing, some_audio, some_image, some_video
 from torch import Tensor
 
 from mmgpt.batch import Batch, collate
@@ -26,24 +26,10 @@ CONVERSATIONS = [
 ]  # fmt: skip
 
 
-def cross_config(vocab_size: int, cross) -> ModelConfig:
-    config = tiny_config(vocab_size)
-    config.gpt.cross = cross
-    return config
-
-
 @pytest.fixture(params=[None, "inside", "gated"], scope="module")
 def model(request, tokenizer) -> MultimodalGPT:
     """A model of each way of fusion, with embeddings that matter and open gates."""
-    torch.manual_seed(0)
-    model = MultimodalGPT(cross_config(len(tokenizer), request.param)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                parameter.mul_(2.0)
-            elif name.endswith("gate"):
-                parameter.fill_(1.0)
-    return model
+    return seeing(cross_config(len(tokenizer), request.param))
 
 
 @pytest.fixture(scope="module")

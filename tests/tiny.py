@@ -3,7 +3,10 @@
 Not in conftest.py, since tests in folders with a conftest.py of their own import from here too.
 """
 
+from typing import Literal
+
 import numpy as np
+import torch
 
 from mmgpt.config import (
     AdapterConfig,
@@ -14,6 +17,7 @@ from mmgpt.config import (
     VideoEncoderConfig,
 )
 from mmgpt.content import Audio, Image, Video
+from mmgpt.model import MultimodalGPT
 
 
 def tiny_config(vocab_size: int) -> ModelConfig:
@@ -26,6 +30,25 @@ def tiny_config(vocab_size: int) -> ModelConfig:
         video=VideoEncoderConfig(frames=2, grid=(1, 1)),
         adapters={"audio": AdapterConfig("pixel_shuffle"), "video": AdapterConfig("linear")},
     )
+
+
+def cross_config(vocab_size: int, cross: Literal["inside", "gated"] | None) -> ModelConfig:
+    config = tiny_config(vocab_size)
+    config.gpt.cross = cross
+    return config
+
+
+def seeing(config: ModelConfig, weights: float = 2.0, embedding: float | None = None) -> MultimodalGPT:
+    """A model in evaluation mode in which media matter: weights are larger by these factors, and gates are open."""
+    torch.manual_seed(0)
+    model = MultimodalGPT(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(1.0)
+            elif parameter.ndim >= 2:
+                parameter.mul_(embedding if embedding and name == "gpt.embedding.weight" else weights)
+    return model
 
 
 def some_image(seed: int, size: int = 40) -> Image:

@@ -51,8 +51,12 @@ def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> 
 
 def add_how(parser: argparse.ArgumentParser) -> None:
     """How a model computes and how it is told."""
-    parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
+    add_int8(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+
+def add_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
         metavar="URL",
         help="a web page's origin that may ask; repeatable",
     )
-    parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
+    options.add_int8(parser)
     parser.add_argument(
         "--rows", type=_positive, default=32, metavar="N", help="answers decoded at once (default: %(default)s)"
     )

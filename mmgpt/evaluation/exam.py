@@ -38,7 +38,7 @@ from mmgpt.errors import ConfigError
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
-from mmgpt.evaluation.runner import Answered, measured, media_of, replies, scored
+from mmgpt.evaluation.runner import Answered, beside, measured, media_of, replies, request_of
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
 from mmgpt.stored import Stored
@@ -105,7 +105,8 @@ def examine(exam: Exam, out: Path) -> Examined:
     answered = {i: Answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
     controls = {i: Answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
     failed = {i: line["prediction_failed"] for i, line in enumerate(lines) if "prediction_failed" in line}
-    scores = scored(list(answered.values()), list(controls.values()))
+    measures = measured(list(answered.values()))
+    scores = beside(measures, list(controls.values()))
     results = settings | {
         "scores": [score_json(score) for score in scores],
         "prompts": _prompts(samples),
@@ -115,9 +116,8 @@ def examine(exam: Exam, out: Path) -> Examined:
         ],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
-    with atomic_write(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
-    write_exam_report(out / "report.html", settings, scores, answered, controls, failed)
+    _write(out / "results.json", results)
+    write_exam_report(out / "report.html", settings, measures, scores, answered, controls, failed)
     return Examined(exam.model, scores, answered, failed)
 
 
@@ -171,8 +171,7 @@ def examine_all(exams: Sequence[Exam], out: Path) -> tuple[list[Examined], list[
     found = [examine(exam, out / name) for exam, name in zip(exams, names, strict=True)]
     rows = compare(found)
     told = {"models": [exam.model for exam in exams], "comparison": [compared_json(row) for row in rows]}
-    with atomic_write(out / "comparison.json") as path:
-        path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="backslashreplace")
+    _write(out / "comparison.json", told)
     return found, rows
 
 
@@ -332,12 +331,17 @@ def _prompts(samples: Sequence[Sample]) -> dict[str, list[str]]:
     """The first wordings of each task's requests."""
     found: dict[str, dict[str, None]] = {}
     for sample in samples:
-        parts = sample.prompt[-1].parts if sample.prompt else ()
-        text = " ".join(part.text for part in parts if isinstance(part, Text))
         known = found.setdefault(sample.task, {})
         if len(known) < PROMPTS:
-            known[text] = None
+            known[request_of(sample)] = None
     return {task: list(texts) for task, texts in found.items()}
+
+
+def _write(path: Path, value: Any) -> None:
+    """JSON for people to read, whole or not at all."""
+    with atomic_write(path) as temporary:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def _json(value: Any) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from mmgpt.errors import MediaError
 from mmgpt.evaluation.charts import score_bar
 from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
-from mmgpt.evaluation.runner import Answered, Measured, measured, media_of, shown
+from mmgpt.evaluation.runner import Answered, Measured, media_of, shown
 from mmgpt.tasks import TASKS
 
 CARDS = 1000  # samples in the page, those of all tasks together
@@ -25,6 +25,7 @@ _LENGTHS = (1, 2, 4, 8, 16, 32)  # words; where the groups of answers by their l
 def write_exam_report(
     path: Path,
     settings: Mapping[str, Any],
+    measures: Sequence[Measured],
     scores: Sequence[TaskScore],
     answered: Mapping[int, Answered],
     controls: Mapping[int, Answered],
@@ -35,7 +36,8 @@ def write_exam_report(
     Args:
         path: The file.
         settings: Those of the evaluation, as it writes them.
-        scores: Of all tasks.
+        measures: The metrics of all tasks, as they were measured.
+        scores: The same, beside those of the control.
         answered: The answers by the places of their samples.
         controls: Those with the media shuffled.
         failed: Why the others have none.
@@ -53,7 +55,6 @@ def write_exam_report(
         ("decoding", f"{how}, at most {decoding['max_new_tokens']} tokens"),
         ("seed", str(decoding["seed"])),
     ]
-    measures = measured(list(answered.values()))
     firsts = list({one.task: one for one in reversed(measures)}.values())[::-1]  # the first metric of each task
     more = [
         *[_confusion(one) for one in firsts if "accuracy" in TASKS[one.task].metrics],

@@ -90,8 +90,10 @@ METRICS: dict[str, Metric] = {
     "cider": Metric("CIDEr-D", cider, ""),
     "bleu": Metric("BLEU-4", lambda candidates, references: bleu(candidates, references)[3], ""),
     "rouge_l": Metric("ROUGE-L", rouge_l, ""),
-    "sacrebleu": Metric("BLEU", lambda candidates, references: sacrebleu(candidates, references)["BLEU"][0], ""),
-    "chrf": Metric("chrF", lambda candidates, references: sacrebleu(candidates, references)["chrF"][0], ""),
+    "sacrebleu": Metric(
+        "BLEU", lambda candidates, references: sacrebleu(candidates, references, "BLEU")["BLEU"][0], ""
+    ),
+    "chrf": Metric("chrF", lambda candidates, references: sacrebleu(candidates, references, "chrF")["chrF"][0], ""),
     "wer": Metric("word error rate", word_error_rate, lower_is_better=True),
     "cer": Metric("character error rate", character_error_rate, lower_is_better=True),
     "exact_match": Metric("exact match", exact_match, share=True),
@@ -198,14 +200,24 @@ def scored(answered: Sequence[Answered], control: Sequence[Answered], judge: Jud
         control: Those to the samples with other media; tasks without media have no control.
         judge: Tells right from wrong; without it, the metrics of the task are used.
     """
+    if judge is None:
+        return beside(measured(answered), control)
+    controls = _grouped(_of_media(answered, control), lambda sample: sample.task)
+    tasks = _grouped(answered, lambda sample: sample.task)
+    return [_judged(task, some, controls[task], judge) for task, some in tasks.items()]
+
+
+def beside(measures: Sequence[Measured], control: Sequence[Answered]) -> list[TaskScore]:
+    """The scores that were measured, beside those of the answers with shuffled media."""
+    answered = [one for measure in measures for one in measure.answered]
+    spoilt = {(one.task, one.metric.name): one.score.value for one in measured(_of_media(answered, control))}
+    return [_row(one, spoilt.get((one.task, one.metric.name))) for one in measures]
+
+
+def _of_media(answered: Sequence[Answered], control: Sequence[Answered]) -> list[Answered]:
+    """The control of tasks that have media: others have none."""
     seeing = {one.sample.task for one in answered if media_of(one.sample)}
-    control = [one for one in control if one.sample.task in seeing]
-    if judge is not None:
-        controls = _grouped(control, lambda sample: sample.task)
-        tasks = _grouped(answered, lambda sample: sample.task)
-        return [_judged(task, some, controls[task], judge) for task, some in tasks.items()]
-    spoilt = {(one.task, one.metric.name): one.score.value for one in measured(control)}
-    return [_row(one, spoilt.get((one.task, one.metric.name))) for one in measured(answered)]
+    return [one for one in control if one.sample.task in seeing]
 
 
 def measured(answered: Sequence[Answered]) -> list[Measured]:
@@ -265,8 +277,6 @@ def _row(one: Measured, control: float | None) -> TaskScore:
 def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> ReportSample:
     """An answer for the report and for pictures of samples, with its media decoded if they are to be seen."""
     sample = one.sample
-    last = sample.prompt[-1].parts if sample.prompt else ()  # a text to continue has no prompt
-    text = " ".join(part.text for part in last if isinstance(part, Text))
     if judge is not None:
         correct = judge(sample, one.prediction)
     else:
@@ -275,7 +285,7 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
     seen = media_of(sample) if media else []
     return ReportSample(
         sample.task,
-        text,
+        request_of(sample),
         one.prediction,
         " / ".join(sample.references),
         correct,
@@ -284,6 +294,12 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
         clip=next((part.load() for part in seen if isinstance(part, Video)), None),
         where=sample.where,
     )
+
+
+def request_of(sample: Sample) -> str:
+    """The words of the last message of the prompt."""
+    last = sample.prompt[-1].parts if sample.prompt else ()  # a text to continue has no prompt
+    return " ".join(part.text for part in last if isinstance(part, Text))
 
 
 def media_of(sample: Sample) -> list[Medium]:

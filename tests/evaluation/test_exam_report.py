@@ -9,7 +9,7 @@ from tiny import some_audio, some_image
 from mmgpt.content import Image, Message
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation.exam_report import SEEN, write_exam_report
-from mmgpt.evaluation.runner import Answered, scored
+from mmgpt.evaluation.runner import Answered, beside, measured
 
 SETTINGS = {
     "model": {"name": "runs/some", "int8": False},
@@ -29,9 +29,10 @@ def page(tmp_path):
     def make(answers, failed=()) -> str:
         answered = dict(enumerate(answers))
         controls = {i: Answered(one.sample, f"shuffled {i}") for i, one in answered.items()}
-        scores = scored(answers, [])
-        write_exam_report(tmp_path / "report.html", SETTINGS, scores, answered, controls, dict(enumerate(failed, 900)))
-        return (tmp_path / "report.html").read_text("utf-8")
+        measures, path = measured(answers), tmp_path / "report.html"
+        lost = dict(enumerate(failed, 900))
+        write_exam_report(path, SETTINGS, measures, beside(measures, []), answered, controls, lost)
+        return path.read_text("utf-8")
 
     return make
 

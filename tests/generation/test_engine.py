@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import some_audio, some_image, some_video, tiny_config
+from tiny import cross_config, seeing, some_audio, some_image, some_video
 
 from mmgpt.batch import Example, collate
 from mmgpt.content import Message
@@ -296,17 +296,7 @@ def test_steps_without_work_do_nothing(model, tokenizer, clock):
 @pytest.fixture(scope="module", params=["inside", "gated"])
 def crossing(request, tokenizer) -> MultimodalGPT:
     """Media stand beside its sequences; open gates."""
-    torch.manual_seed(0)
-    config = tiny_config(len(tokenizer))
-    config.gpt.cross = request.param
-    model = MultimodalGPT(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gate"):
-                parameter.fill_(1.0)
-            elif parameter.ndim >= 2:
-                parameter.mul_(0.5 if name == "gpt.embedding.weight" else 4.0)
-    return model
+    return seeing(cross_config(len(tokenizer), request.param), weights=4.0, embedding=0.5)
 
 
 @pytest.mark.parametrize("decoding", [WAYS[0], WAYS[1], WAYS[4]])

@@ -61,8 +61,12 @@ def character_error_rate(candidates: Sequence[str], references: Sequence[Sequenc
     return _error_rate(candidates, references, jiwer.process_characters)
 
 
-def sacrebleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[Score, str]]:
+def sacrebleu(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], *names: str
+) -> dict[str, tuple[Score, str]]:
     """BLEU and chrF as sacrebleu computes them by default, each with its signature (Post 2018, Popović 2015).
+
+    Of the two those that are named, or both.
 
     They are fractions as all scores are: sacrebleu prints them times 100.
     """
@@ -72,7 +76,9 @@ def sacrebleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) ->
     most = max(map(len, references))
     streams: list[list[Any]] = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
     found = {}
-    for name, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
+    metrics = {"BLEU": BLEU, "chrF": CHRF}
+    for name in names or metrics:
+        metric = metrics[name]()
         sums = np.array(metric._extract_corpus_statistics(candidates, streams), dtype=float)
 
         def corpus(weights: np.ndarray, metric: BLEU | CHRF = metric, sums: np.ndarray = sums) -> float:
