@@ -24,7 +24,7 @@ from torch import Tensor
 from mmgpt.batch import Example, MediaInput
 from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
 from mmgpt.content import Audio, Content, Image, Message, Part, Text, Video, text_of
-from mmgpt.encoders.preprocessing import to_pixels
+from mmgpt.encoders.preprocessing import frames_to_pixels, to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
 from mmgpt.media import Waveform
@@ -160,7 +160,7 @@ class Processor:
         if self.augment is not None:
             picture = self.augment(picture)
         grid = image_grid(self.config.image)
-        return self._input("image", self._pixels(picture), grid)
+        return self._input("image", to_pixels(picture, self.config.image), grid)
 
     def _audio(self, part: Audio) -> MediaInput:
         self._require("audio")
@@ -173,17 +173,13 @@ class Processor:
         self._require("video")
         config = self.config.video
         assert config is not None
+        assert self.config.image is not None
         hears = config.sound and self.config.audio is not None
         clip = part.load(frames=config.frames, max_seconds=config.max_seconds, sound=hears)
         sound = self._samples(clip.sound) if hears and clip.sound is not None else None
-        frames = torch.stack([self._pixels(PIL.Image.fromarray(frame)) for frame in clip.frames])
+        frames = frames_to_pixels(clip.frames, self.config.image)
         grid = video_grid(config, self.config.audio, 0 if sound is None else len(sound))
         return self._input("video", frames, grid, sound)
-
-    def _pixels(self, picture: PIL.Image.Image) -> Tensor:
-        """(channels, height, width) uint8 at the encoder's input size, by its rule."""
-        assert self.config.image is not None
-        return to_pixels(picture, self.config.image)
 
     def _samples(self, sound: Waveform) -> Tensor:
         """(samples,) float32 at the encoder's rate."""

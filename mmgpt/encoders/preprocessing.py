@@ -24,25 +24,40 @@ def to_pixels(picture: PIL.Image.Image, config: ImageEncoderConfig) -> Tensor:
     in the middle. Raises MediaError for a picture so long and thin that covering the size takes too many pixels.
     """
     assert config.size is not None
-    assert config.crop_pct is not None
     assert config.interpolation is not None
-    height, width = config.size
+    tall, wide = _resized((picture.height, picture.width), config)
+    if picture.size != (wide, tall):
+        picture = picture.resize((wide, tall), PIL.Image.Resampling[config.interpolation.upper()])
+    if (tall, wide) != config.size:
+        height, width = config.size
+        left, top = (wide - width) // 2, (tall - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def frames_to_pixels(frames: np.ndarray, config: ImageEncoderConfig) -> Tensor:
+    """Frames, uint8 (time, height, width, 3), as (time, 3, height, width): each as `to_pixels` makes it."""
+    size = frames.shape[1:3]
+    if size == config.size == _resized(size, config):
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    return torch.stack([to_pixels(PIL.Image.fromarray(frame), config) for frame in frames])
+
+
+def _resized(size: Size, config: ImageEncoderConfig) -> Size:
+    """What a picture of this size is resized to, before it is cropped to config.size."""
+    assert config.size is not None
+    assert config.crop_pct is not None
+    height, width = size
     # A whole number may come out of the division a hair too small.
     tall, wide = (math.floor(side / config.crop_pct + 1e-6) for side in config.size)
     if config.crop_mode == "center":
-        if wide * picture.height >= tall * picture.width:
-            tall = int(wide * picture.height / picture.width)
+        if wide * height >= tall * width:
+            tall = int(wide * height / width)
         else:
-            wide = int(tall * picture.width / picture.height)
+            wide = int(tall * width / height)
     if wide * tall > MAX_PIXELS:
-        raise MediaError(
-            f"a picture of {picture.width} x {picture.height} pixels is too long to be cropped in the middle"
-        )
-    if picture.size != (wide, tall):
-        picture = picture.resize((wide, tall), PIL.Image.Resampling[config.interpolation.upper()])
-    left, top = (wide - width) // 2, (tall - height) // 2
-    picture = picture.crop((left, top, left + width, top + height))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        raise MediaError(f"a picture of {width} x {height} pixels is too long to be cropped in the middle")
+    return tall, wide
 
 
 def read_preprocessing(folder: Path, usual: dict[str, Any]) -> dict[str, Any]:

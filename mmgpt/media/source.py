@@ -29,7 +29,7 @@ def name_of(source: object) -> str:
     """How a source is called in an error: its path, or what it is."""
     if isinstance(source, str | os.PathLike):
         return one_line(os.fspath(source)) or "(empty path)"
-    if isinstance(source, Stored):
+    if not isinstance(source, bytes | np.ndarray) and isinstance(source, Stored):  # a protocol is slow to ask for
         return one_line(source)
     return type(source).__name__
 

@@ -66,21 +66,18 @@ def stand(thing: Thing, frames: int) -> Track:
 
 def render_clip(rng: np.random.Generator, tracks: Sequence[Track], axis: int) -> np.ndarray:
     """The clip: uint8 (time, height, width, 3)."""
-    frames = len(tracks[0].offsets)
-    clip = np.empty((frames, SIZE, SIZE, 3), np.uint8)
-    clip[:] = np.array(make_ground(rng), np.uint8)
+    empty = Image.new("RGB", (SIZE, SIZE), make_ground(rng))
+    frames = [empty.copy() for _ in tracks[0].offsets]
     for track in tracks:
-        patch, mask = _sprite(rng, track.thing)
-        for frame, offset in zip(clip, track.offsets, strict=True):
-            moved = np.roll(mask, offset, axis=1 - axis)
-            frame[:] = frame + ((patch - frame) * moved[..., None]).astype(np.int16)
-    return clip
+        paint, cover = make_paint(rng, track.thing.kind.colour), _cover(track.thing)
+        for frame, offset in zip(frames, track.offsets, strict=True):
+            frame.paste(paint, (0, offset) if axis else (offset, 0), cover)
+    return np.stack([np.asarray(frame) for frame in frames])
 
 
-def _sprite(rng: np.random.Generator, thing: Thing) -> tuple[np.ndarray, np.ndarray]:
-    """The thing's colour as float32 (3,), and how much of each pixel it covers, 0..1 (height, width)."""
+def _cover(thing: Thing) -> Image.Image:
+    """How much of each pixel the thing covers where it stands, 0..255."""
     side = SIZE * SUPERSAMPLING
     mask = Image.new("L", (side, side))
     draw_outline(ImageDraw.Draw(mask), thing, 255)
-    cover = np.asarray(mask.reduce(SUPERSAMPLING), np.float32) / 255
-    return np.array(make_paint(rng, thing.kind.colour), np.float32), cover
+    return mask.reduce(SUPERSAMPLING)

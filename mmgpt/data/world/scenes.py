@@ -70,12 +70,14 @@ def draw_kinds(rng: np.random.Generator, count: int, new: bool) -> list[Kind]:
 
 def make_thing(rng: np.random.Generator, kind: Kind, half: int | None = None, scale: float = 1.0) -> Thing:
     """A thing of random size and place, wholly in the picture; in the upper (0) or lower (1) half if one is given."""
-    radius = scale * rng.uniform(*RADII)
+    size, across, down, turn = rng.random(4).tolist()  # in one call: most things are drawn to find no room
+    radius = scale * (RADII[0] + size * (RADII[1] - RADII[0]))
     low, high = radius + 1, SIZE - radius - 1
-    x, y = rng.uniform(low, high, 2)
+    top, bottom = low, high
     if half is not None:  # clearly above or below the middle
-        y = rng.uniform(low, SIZE / 2 - radius) if half == 0 else rng.uniform(SIZE / 2 + radius, high)
-    return Thing(kind, x, y, radius, rng.uniform(-TILT, TILT))
+        top, bottom = ((low, SIZE / 2 - radius), (SIZE / 2 + radius, high))[half]
+    x, y = low + across * (high - low), top + down * (bottom - top)
+    return Thing(kind, x, y, radius, (2 * turn - 1) * TILT)
 
 
 def place(rng: np.random.Generator, kinds: Sequence[Kind]) -> list[Thing]:
@@ -100,12 +102,14 @@ def _apart(a: Thing, b: Thing) -> bool:
 
 def make_ground(rng: np.random.Generator) -> tuple[int, ...]:
     """A dark, nearly grey colour."""
-    return tuple(int(value) for value in rng.integers(15, 60) + rng.integers(-6, 7, 3))
+    grey = rng.integers(15, 60)
+    return tuple((grey + rng.integers(-6, 7, 3)).tolist())
 
 
 def make_paint(rng: np.random.Generator, colour: str) -> tuple[int, ...]:
     """A shade of the colour."""
-    return tuple(int(value) for value in np.clip(COLOURS[colour] + rng.integers(-15, 16, 3), 0, 255))
+    shade = rng.integers(-15, 16, 3).tolist()
+    return tuple(min(max(value + change, 0), 255) for value, change in zip(COLOURS[colour], shade, strict=True))
 
 
 def render(rng: np.random.Generator, things: Sequence[Thing]) -> np.ndarray:

@@ -41,11 +41,13 @@ def tone(start: float, seconds: float, instrument: str = "flute", end: float | N
     if end is not None:
         rise = np.log(end / start) / seconds
         cycles, top = start * np.expm1(rise * time) / rise, max(start, end)
-    sound = sum(
-        amplitude * np.exp(-decay * time) * np.sin(2 * np.pi * multiple * cycles)
-        for multiple, amplitude, decay in PARTIALS[instrument]
-        if multiple * top < RATE / 2
-    )
+    sound = np.zeros(len(time), np.float32)
+    for multiple, amplitude, decay in PARTIALS[instrument]:
+        if multiple * top < RATE / 2:
+            turns = multiple * cycles
+            turns = (turns - np.floor(turns)).astype(np.float32)  # within its turn, so single precision is enough
+            partial = np.float32(amplitude) * np.sin(np.float32(2 * np.pi) * turns)
+            sound += partial * np.exp((-decay * time).astype(np.float32)) if decay else partial
     return _fade(sound / np.abs(sound).max(), 0.004 if instrument == "bell" else 0.015)
 
 
