@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmgpt.assistant import Assistant, load
-    from mmgpt.config import GPTConfig, ModelConfig, TrainConfig
+    from mmgpt.config import GPTConfig, ModelConfig
     from mmgpt.content import Audio, Image, Message, Text, Video
     from mmgpt.errors import CheckpointError, ConfigError, DataError, MediaError, MmgptError
     from mmgpt.gpt import GPT
     from mmgpt.model import MultimodalGPT
     from mmgpt.processor import Processor
+    from mmgpt.run_config import TrainConfig
     from mmgpt.tokenizer import Tokenizer
 
 _HOMES = {
     "mmgpt.assistant": ("Assistant", "load"),
-    "mmgpt.config": ("GPTConfig", "ModelConfig", "TrainConfig"),
+    "mmgpt.config": ("GPTConfig", "ModelConfig"),
     "mmgpt.content": ("Audio", "Image", "Message", "Text", "Video"),
     "mmgpt.errors": ("CheckpointError", "ConfigError", "DataError", "MediaError", "MmgptError"),
     "mmgpt.gpt": ("GPT",),
     "mmgpt.model": ("MultimodalGPT",),
     "mmgpt.processor": ("Processor",),
+    "mmgpt.run_config": ("TrainConfig",),
     "mmgpt.tokenizer": ("Tokenizer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -183,11 +183,12 @@ class Assistant:
             scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
         else:
             asked = [Message("user", (part,))] if isinstance(part, Text) else TASKS["classify"].conversation(part)
-            scores = self._likelihoods(self.processor.encode_prompt(asked), texts)
+            scores = self.likelihoods(self.processor.encode_prompt(asked), texts)
         order = scores.argsort(descending=True, stable=True).tolist()
         return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
 
-    def _likelihoods(self, prompt: Example, answers: Sequence[str]) -> torch.Tensor:
+    @torch.inference_mode()
+    def likelihoods(self, prompt: Example, answers: Sequence[str]) -> torch.Tensor:
         """Log-probability (answers,) of each whole answer to a prompt, which is encoded once for all."""
         batch = collate([self.processor.encode_answer(prompt, answer) for answer in answers]).to(self.model.device)
         targets = batch.targets

@@ -9,24 +9,12 @@ greatest. A step is forward, backward and fused AdamW on both sides. Same work o
 work".
 """
 
-import csv
-import io
-import json
-import os
-import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import cached_property
-from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, Self
 
-import lightning as L
 import numpy as np
 import torch
 from bench import Bench, begin, parser, print_peak, print_peaks, seconds
@@ -43,16 +31,10 @@ from transformers import (
 )
 
 from mmgpt.batch import Batch, Example, MediaInput, collate
-from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig, TrainConfig
-from mmgpt.content import Message
-from mmgpt.data.loader import Loader
-from mmgpt.data.sample import Sample
+from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.gpt import GPT, Documents
 from mmgpt.model import MultimodalGPT
-from mmgpt.processor import Processor
-from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.memory import peak_memory
-from mmgpt.training.run import Data, fit, make_model
 
 SHAPES = {  # ViT, GPT, side of the picture, rows
     "ViT-S + GPT-2": (
@@ -376,107 +358,6 @@ def part_growth(bench: Bench) -> None:
         times = sorted(seconds(step) for _ in range(max(3, bench.rounds // 2)))
         what = f"4,096 tokens, an eighth supervised, vocabulary {vocabulary:,}, documents of {length:,}"
         print(f"{what:85} {times[len(times) // 2] * 1e3:8.1f} ms", flush=True)
-
-
-def part_overhead(bench: Bench) -> None:
-    """What a whole run adds to its steps (the Trainer, the log, progress, checks), beside a bare loop of them."""
-    count = 200
-    samples = [
-        Sample((Message.of("user", f"What is {i}?"),), (f"It is {i}.",), "ask", f"sample {i}") for i in range(256)
-    ]
-    tokenizer = Tokenizer.train((text for sample in samples for text in sample.texts()), 400)
-    config = TrainConfig(
-        out=str(bench.folder / "overhead"),
-        model=ModelConfig(GPTConfig(width=128, layers=2, heads=2, context=64)),
-        batch_size=8,
-        steps=count,
-        val_every=10 * count,
-        precision="32-true",
-    )
-
-    class Clock(L.Callback):
-        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            self.began = time.perf_counter()
-
-        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            self.seconds = time.perf_counter() - self.began
-
-    def whole() -> float:
-        clock = Clock()
-        with redirect_stdout(io.StringIO()):
-            fit(config, Data(samples, samples[:8], tokenizer, shuffle=True), [clock])
-        return clock.seconds
-
-    def bare() -> float:
-        torch.manual_seed(config.seed)
-        model = make_model(config, tokenizer).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        loader = Loader(samples, Processor(model.config, tokenizer), batch_size=8, shuffle=True)
-        epochs = chain.from_iterable(repeat(loader))
-        began = time.perf_counter()
-        for step in islice(epochs, count):
-            optimizer.zero_grad()
-            for batch in filter(None, step.batches):
-                (model.loss(batch).sum / step.count).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        return time.perf_counter() - began
-
-    whole(), bare()  # warm both up
-    pairs = [(whole(), bare()) for _ in range(bench.rounds)]
-    mine, other = (statistics.median(side) / count * 1e3 for side in zip(*pairs, strict=True))
-    added = sorted((run - loop) / count * 1e3 for run, loop in pairs)
-    print(
-        f"{'a step of a run, beside a bare loop of the same steps':68} {statistics.median(added):5.2f} "
-        f"[{added[0]:.2f}-{added[-1]:.2f}] ms added  {mine:8.2f} {other:8.2f} ms",
-        flush=True,
-    )
-
-
-def part_processes(bench: Bench) -> None:
-    """Tokens a second of two processes with one core each, and of one with one core, by `mmgpt train`."""
-    words = np.random.default_rng(0).choice(["one", "two", "three", "four", "five", "six", "seven"], (400, 200))
-    texts = [{"text": " ".join(row), "split": "dev" if i < 4 else "train"} for i, row in enumerate(words)]
-    data, settings = bench.folder / "texts.jsonl", bench.folder / "processes.yaml"
-    data.write_text("".join(json.dumps(text) + "\n" for text in texts))
-    settings.write_text(
-        json.dumps(
-            {
-                "data": {"format": "texts", "path": str(data), "vocab_size": 300},
-                "model": {"gpt": {"width": 384, "layers": 6, "heads": 6, "context": 512}},
-                "batch_tokens": 2048,
-                "batch_size": None,
-                "steps": 30,
-                "val_every": 1000,
-                "precision": "32-true",
-            }
-        )
-    )
-
-    def speed(processes: int) -> float:
-        out = bench.folder / f"processes {processes}"
-        shutil.rmtree(out, ignore_errors=True)
-        command = [str(Path(sys.executable).with_name("mmgpt")), "train", "--config", str(settings)]
-        run = subprocess.run(
-            [*command, "--out", str(out), "--devices", str(processes)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        if run.returncode:
-            raise SystemExit(f"{processes} processes: {run.stderr.strip()[-300:]}")
-        with (out / "metrics.csv").open(newline="") as file:
-            told = [float(row["tokens_per_second"]) for row in csv.DictReader(file) if row.get("tokens_per_second")]
-        return statistics.median(told[1:])  # the first has the start in it
-
-    pairs = [(speed(2), speed(1)) for _ in range(max(1, bench.rounds // 2))]
-    ratios = sorted(two / one for two, one in pairs)
-    two, one = (statistics.median(side) for side in zip(*pairs, strict=True))
-    print(
-        f"{'two processes of one core each, beside one of one core':68} {statistics.median(ratios):5.2f} "
-        f"[{ratios[0]:.2f}-{ratios[-1]:.2f}]  {two:8.0f} {one:8.0f} tokens/s",
-        flush=True,
-    )
 
 
 def part_memory(bench: Bench) -> None:

@@ -11,9 +11,9 @@ from collections import Counter
 
 from rich.progress import track
 
-from mmgpt.config import DataConfig
 from mmgpt.data.readers import read_samples
 from mmgpt.evaluation.metrics.captions import bleu, cider, tokenize
+from mmgpt.run_config import DataConfig
 
 CANDIDATES, PICTURES = 150, 400
 

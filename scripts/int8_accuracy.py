@@ -13,13 +13,13 @@ from rich.progress import track
 import mmgpt
 from mmgpt.assistant import Assistant
 from mmgpt.batch import collate
-from mmgpt.config import DataConfig
 from mmgpt.content import Message
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
+from mmgpt.evaluation.asking import answer_all
 from mmgpt.evaluation.metrics.captions import bleu, cider
-from mmgpt.evaluation.runner import answer_all
 from mmgpt.generation import Decoding
+from mmgpt.run_config import DataConfig
 
 
 @torch.inference_mode()

@@ -11,10 +11,11 @@ from pathlib import Path
 import lightning
 
 from mmgpt import Assistant, GPTConfig, Image, Message, ModelConfig, MultimodalGPT, Processor, Tokenizer
-from mmgpt.config import ImageEncoderConfig, OptimizerConfig
+from mmgpt.config import ImageEncoderConfig
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World
+from mmgpt.run_config import OptimizerConfig
 from mmgpt.training.module import CaptioningModule
 
 

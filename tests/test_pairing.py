@@ -13,12 +13,13 @@ from tiny import some_audio, some_image, some_video, tiny_config
 from mmgpt import checkpoint
 from mmgpt.assistant import Assistant
 from mmgpt.batch import Batch, collate
-from mmgpt.config import GPTConfig, ModelConfig, PairConfig, TrainConfig
+from mmgpt.config import GPTConfig, ModelConfig, PairConfig
 from mmgpt.content import Image, Message, Text
 from mmgpt.errors import CheckpointError, ConfigError, MediaError
 from mmgpt.model import MultimodalGPT
 from mmgpt.pairing import MOST_SCALE, Head, clip_loss, siglip_loss
 from mmgpt.processor import Processor, TooLongError
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.features import prepare
 
 LOSSES = {"clip": clip_loss, "siglip": siglip_loss}

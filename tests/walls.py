@@ -10,16 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmgpt.config import (
-    AdapterConfig,
-    DataConfig,
-    GPTConfig,
-    ImageEncoderConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import DataConfig, OptimizerConfig, TrainConfig
 from mmgpt.training.run import train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}

@@ -5,14 +5,12 @@ from mmgpt.cli.train import save_config
 from mmgpt.config import (
     AdapterConfig,
     AudioEncoderConfig,
-    DataConfig,
     GPTConfig,
     ImageEncoderConfig,
     ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
     VideoEncoderConfig,
 )
+from mmgpt.run_config import DataConfig, OptimizerConfig, TrainConfig
 
 HELD_OUT = 640  # samples of each task that the model is measured on; a fifth of them, reported apart, are of new kinds
 GOALS = {"caption": 0.90, "question": 0.85, "sound": 0.90, "motion": 0.85, "match": 0.75}

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, get_args
 
 from mmgpt.cli import options
-from mmgpt.config import FileFormat
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import FileFormat
 from mmgpt.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="most samples, spread over the split")
     parser.add_argument(
+        "--choose", action="store_true", help="take the likeliest of the answers that the data has: to classify"
+    )
+    parser.add_argument(
         "--out",
         metavar="DIR",
         help="where answers, scores and report go (default: runs/eval/MODEL, "
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> None:
 
     decoding = Decoding(**options.decoding(args))
     exams = [
-        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8)
+        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose)
         for model in args.models
     ]
     if len(exams) > 1:

@@ -20,6 +20,7 @@ COMMANDS = {
     "translate": "say a text in another language",
     "summarize": "say a text in short",
     "classify": "how likely labels are for a picture, sound, video or text",
+    "explain": "where a model looks for each word it says",
     "eval": "a model's answers to a data set, their scores and a report",
     "score": "score predictions of any system against references",
     "serve": "answer the clients of OpenAI's API, many at once",

@@ -4,8 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from mmgpt.cli import options
-from mmgpt.config import TrainConfig, from_dict
+from mmgpt.config import from_dict
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import TrainConfig
 
 
 def main(arguments: list[str]) -> None:

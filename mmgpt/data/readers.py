@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmgpt.config import DataConfig
 from mmgpt.data.captions import read_captions
 from mmgpt.data.chat import read_chat
 from mmgpt.data.coco import read_coco
@@ -21,6 +20,7 @@ from mmgpt.data.texts import read_texts
 from mmgpt.data.vqa import read_vqa
 from mmgpt.data.webdataset import read_webdataset
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import DataConfig
 
 READERS: dict[str, Callable[[Path, str], Sequence[Sample]]] = {
     "captions": read_captions,

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from mmgpt.errors import DataError, MediaError, shown
 from mmgpt.folder import MediaFolder
 from mmgpt.stored import Stored
 from mmgpt.tasks import TASKS
+
+T = TypeVar("T")
 
 _PARTS = {"image": Image, "audio": Audio, "video": Video}
 MEDIA = {
@@ -232,17 +234,21 @@ def _stored_sample(rows: Rows, media: list[str], read: list[str], train: bool, r
     where = rows.where(row)
     fields: dict[str, Any] = {name.lower(): Cell(rows, row, name) for name in media}
     for name, value in rows.values(row, read).items() if read else ():
-        names = rows.classes.get(name)
-        if names and isinstance(value, int):
-            if not 0 <= value < len(names):
-                raise DataError(f"{where}: the {name} is {value}; its classes are numbered 0 to {len(names) - 1}")
-            value = names[value]
-        fields[name.lower()] = value
+        fields[name.lower()] = told(partial(class_name, value, rows.classes.get(name, ()), name), where)
     return told(partial(row_sample, fields, where, None, row if train else 0), where)
 
 
-def told(make: Callable[[], Sample], where: str) -> Sample:
-    """The sample, or a DataError that says where."""
+def class_name(value: Any, names: Sequence[str], column: str) -> Any:
+    """The name of a class where its number is given; any other value as it is. Raises DataError: no such number."""
+    if not names or not isinstance(value, int):
+        return value
+    if not 0 <= value < len(names):  # -1 is usual where the class is not known
+        raise DataError(f"the {column} is {value}; its classes are numbered 0 to {len(names) - 1}")
+    return names[value]
+
+
+def told(make: Callable[[], T], where: str) -> T:
+    """What is made, or a DataError that says where."""
     try:
         return make()
     except DataError as error:

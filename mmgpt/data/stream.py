@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmgpt.data.rows import MEDIA, TEXTS, row_sample, told
+from mmgpt.data.rows import MEDIA, TEXTS, class_name, row_sample, told
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import is_held_out, split_name
 from mmgpt.errors import ConfigError, DataError, shown
@@ -70,9 +70,7 @@ class HFStream(Iterable[Sample]):
                 value = [self._inside(one) for one in value] if isinstance(value, list) else self._inside(value)
             elif name not in TEXTS:
                 continue
-            if name in self._classes and isinstance(value, int):
-                value = self._classes[name][value]
-            fields[name] = value
+            fields[name] = class_name(value, self._classes.get(name, ()), column)
         return row_sample(fields, where, self._folder, wording)
 
     def _inside(self, value: Any) -> Any:

@@ -10,37 +10,33 @@ An evaluation that was killed goes on after its last whole line, and leaves the 
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text as RichText
 
 from mmgpt import checkpoint
 from mmgpt.assistant import load
-from mmgpt.config import DataConfig
 from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
-from mmgpt.errors import ConfigError
+from mmgpt.evaluation.asking import Answered, choices, replies
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
-from mmgpt.evaluation.runner import Answered, beside, measured, media_of, replies, request_of
+from mmgpt.evaluation.runner import beside, measured, media_of, request_of
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
+from mmgpt.resumable import agree, as_json, held, progress_bar
+from mmgpt.run_config import DataConfig
 from mmgpt.stored import Stored
 
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
@@ -60,6 +56,8 @@ class Exam:
         limit: Most samples, spread over the split.
         decoding: How answers are decoded; its seed is that of the shuffling too.
         int8: Compute in int8.
+        choose: Take for the answer the likeliest of those that the samples have, instead of decoding one: what
+            `classify` does.
     """
 
     model: str
@@ -70,6 +68,7 @@ class Exam:
     limit: int | None = None
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=48))
     int8: bool = False
+    choose: bool = False
 
     def samples(self) -> list[Sample]:
         """What is asked, in order. Raises ConfigError, DataError."""
@@ -99,8 +98,9 @@ def examine(exam: Exam, out: Path) -> Examined:
     samples = exam.samples()
     spoilt = shuffle_media(samples, np.random.default_rng(exam.decoding.seed))
     settings = _settings(exam, samples)
-    with _held(out):
-        _agree(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out / ".lock"):
+        agree(out / "settings.json", settings, out / "answers.jsonl")
         lines = _all_lines(exam, out / "answers.jsonl", samples, spoilt)
     answered = {i: Answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
     controls = {i: Answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
@@ -206,12 +206,12 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
     config = dataclasses.asdict(checkpoint.read_config(exam.model))
     data = hashlib.sha256()
     for sample in samples:
-        data.update(_json([_asked(sample), sample.references]))
+        data.update(as_json([_asked(sample), sample.references]))
     return {
         "model": {
             "name": exam.model,
             "sha256": checkpoint.fingerprint(exam.model),
-            "configuration_sha256": hashlib.sha256(_json(config)).hexdigest(),
+            "configuration_sha256": hashlib.sha256(as_json(config)).hexdigest(),
             "int8": exam.int8,
         },
         "data": {
@@ -223,52 +223,8 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
             "samples": len(samples),
             "sha256": data.hexdigest(),
         },
-        "decoding": json.loads(_json(dataclasses.asdict(exam.decoding))),
+        "decoding": json.loads(as_json(dataclasses.asdict(exam.decoding))) | {"choose": exam.choose},
     }
-
-
-def _agree(out: Path, settings: dict[str, Any]) -> None:
-    """Write down the settings, or see that those of the answers which are there are the same."""
-    path = out / "settings.json"
-    if not path.exists():
-        if (out / "answers.jsonl").exists():
-            raise ConfigError(f"{out}: answers.jsonl is there without its settings.json; name another --out")
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(_json(settings))
-        return
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError:
-        raise ConfigError(f"{path}: not the settings of an evaluation; name another --out") from None
-    now, then = dict(_flat(settings)), dict(_flat(before))
-    differing = [name for name in now | then if now.get(name) != then.get(name) and name != "model.name"]
-    if differing:
-        told = "; ".join(f"{name} was {then.get(name)} and is {now.get(name)}" for name in differing)
-        raise ConfigError(
-            f"{out}: holds answers made with other settings ({told}); name another --out, or remove this one"
-        )
-
-
-def _flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from _flat(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, values
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Nobody else writes to OUT meanwhile. Raises ConfigError if somebody does."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{out}: another evaluation is writing there; wait for it or name another --out"
-            ) from None
-        yield
 
 
 def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -282,8 +238,11 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
         for i in range(len(lines), len(samples))
         for one in (samples[i], spoilt[i])[: 1 + bool(media_of(samples[i]))]
     )
-    found = replies(assistant, asked, exam.decoding)
-    with path.open("ab", buffering=0) as file, _progress() as progress:
+    if exam.choose:
+        found = choices(assistant, asked, sorted({answer for sample in samples for answer in sample.references}))
+    else:
+        found = replies(assistant, asked, exam.decoding)
+    with path.open("ab", buffering=0) as file, progress_bar() as progress:
         file.truncate(size)  # of what was half written when it was killed
         bar = progress.add_task("asking", total=len(samples), completed=len(lines))
         for i in range(len(lines), len(samples)):
@@ -291,7 +250,7 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
             for name in ("prediction", "control")[: 1 + bool(media_of(samples[i]))]:
                 one = next(found)
                 line |= {name: one.prediction} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
-            file.write(_json(line) + b"\n")
+            file.write(as_json(line) + b"\n")
             lines.append(line)
             progress.advance(bar)
     return lines
@@ -342,18 +301,3 @@ def _write(path: Path, value: Any) -> None:
     with atomic_write(path) as temporary:
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, "utf-8", errors="backslashreplace")
-
-
-def _json(value: Any) -> bytes:
-    """On one line. Names of files that are no UTF-8 are escaped as JSON escapes."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> RichText:
-        return RichText("" if task.speed is None else f"{task.speed:.1f} samples/s", style="progress.data.speed")
-
-
-def _progress() -> Progress:
-    told = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    return Progress(*told, console=Console(stderr=True), transient=True)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmgpt.errors import MediaError
+from mmgpt.evaluation.asking import Answered
 from mmgpt.evaluation.charts import score_bar
 from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
-from mmgpt.evaluation.runner import Answered, Measured, media_of, shown
+from mmgpt.evaluation.runner import Measured, media_of, shown
 from mmgpt.tasks import TASKS
 
 CARDS = 1000  # samples in the page, those of all tasks together
@@ -46,13 +47,14 @@ def write_exam_report(
         WriteError: The file cannot be written.
     """
     model, data, decoding = (settings[name] for name in ("model", "data", "decoding"))
+    most = decoding["max_new_tokens"]
     how = f"beams of {decoding['beams']}" if decoding["beams"] > 1 else f"temperature {decoding['temperature']:g}"
     summary = [
         ("model", model["name"] + (" in int8" if model["int8"] else "")),
         ("data", f"{data['path']} ({data['format']}, {data['split']})"),
         ("samples", f"{data['samples']:,}"),
         ("not answered", f"{len(failed):,}"),
-        ("decoding", f"{how}, at most {decoding['max_new_tokens']} tokens"),
+        ("decoding", "the likeliest of all answers" if decoding["choose"] else f"{how}, at most {most} tokens"),
         ("seed", str(decoding["seed"])),
     ]
     firsts = list({one.task: one for one in reversed(measures)}.values())[::-1]  # the first metric of each task

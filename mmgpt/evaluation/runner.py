@@ -1,17 +1,16 @@
 """Evaluation: a model's answers to samples, and their scores beside those of a control with the media shuffled."""
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.progress import track
 
 from mmgpt.assistant import Assistant
 from mmgpt.content import Audio, Image, Medium, Text, Video
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
-from mmgpt.errors import MediaError
+from mmgpt.evaluation.asking import Answered, answer_all
 from mmgpt.evaluation.metrics.captions import bleu, cider, rouge_l
 from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
 from mmgpt.evaluation.metrics.text import (
@@ -24,36 +23,10 @@ from mmgpt.evaluation.metrics.text import (
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 from mmgpt.evaluation.report import ReportSample, TaskScore
-from mmgpt.generation import Decoding, Request
-from mmgpt.processor import TooLongError
+from mmgpt.generation import Decoding
 from mmgpt.tasks import TASKS
 
-GROUP = 64  # samples under way at once
 Judge = Callable[[Sample, str], bool]  # whether an answer is right
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A sample and what the model said to it."""
-
-    sample: Sample
-    prediction: str
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A sample that could not be asked, and why, beginning with where it is."""
-
-    sample: Sample
-    reason: str
-
-
-@dataclass(frozen=True)
-class Answers:
-    """All answers, and the reasons for which samples could not be asked."""
-
-    answered: list[Answered]
-    broken: list[str]
 
 
 @dataclass(frozen=True)
@@ -113,58 +86,6 @@ class Measured:
     metric: Metric
     score: Score
     answered: list[Answered]
-
-
-def replies(assistant: Assistant, samples: Iterable[Sample], decoding: Decoding) -> Iterator[Answered | Lost]:
-    """The model's answer to each sample, in order, as they come; broken media cost their own sample.
-
-    At most GROUP samples are decoded and in the engine at a time. Raises ConfigError for a model that answers nothing.
-    """
-    assistant.require_answers()
-    engine, waiting = assistant.engine, iter(samples)
-    under_way: deque[tuple[Sample, Request | Lost]] = deque()
-    try:
-        while True:
-            while len(under_way) < GROUP and (sample := next(waiting, None)) is not None:
-                under_way.append((sample, _asked(assistant, sample, decoding)))
-            if not under_way:
-                return
-            sample, request = under_way[0]
-            if isinstance(request, Request) and not request.done:
-                engine.step()
-                continue
-            under_way.popleft()
-            if isinstance(request, Lost):
-                yield request
-            elif request.error is not None:
-                raise request.error
-            else:
-                yield Answered(sample, request.answers[0].text.strip())
-    finally:  # whoever is interrupted leaves nothing behind
-        for _, request in under_way:
-            if isinstance(request, Request):
-                engine.cancel(request)
-
-
-def _asked(assistant: Assistant, sample: Sample, decoding: Decoding) -> Request | Lost:
-    try:
-        prompt = assistant.processor.encode_prompt(sample.prompt, where=sample.where)
-        return assistant.engine.submit(prompt, decoding)
-    except MediaError as error:
-        return Lost(sample, f"{sample.where}: {error}")
-    except TooLongError as error:  # which names the sample itself
-        return Lost(sample, str(error))
-
-
-def answer_all(assistant: Assistant, samples: Sequence[Sample], decoding: Decoding, progress: str = "") -> Answers:
-    """All that `replies` gives, the answers and the reasons apart."""
-    found = replies(assistant, samples, decoding) if samples else iter(())
-    if progress:
-        found = track(found, description=progress, total=len(samples), transient=True)
-    every = list(found)
-    return Answers(
-        [one for one in every if isinstance(one, Answered)], [one.reason for one in every if isinstance(one, Lost)]
-    )
 
 
 def evaluate(

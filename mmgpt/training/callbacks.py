@@ -14,8 +14,8 @@ from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import gathered
 from mmgpt.errors import TrainingError, shown
+from mmgpt.evaluation.asking import answer_all
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
-from mmgpt.evaluation.runner import answer_all
 from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer

@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from mmgpt.config import TrainConfig
 from mmgpt.errors import ConfigError
 from mmgpt.feature_cache import EncoderCache, FeatureCache
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import TrainConfig
 
 FORMAT = 1  # to be raised whenever media are decoded, preprocessed or encoded otherwise than before
 LIBRARIES = ("torch", "torchaudio", "timm", "transformers", "pillow", "av")  # which decode, preprocess and encode

@@ -4,9 +4,9 @@ import copy
 
 from torch import nn
 
-from mmgpt.config import LoraConfig
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import LoraConfig
 from mmgpt.training.parts import named
 
 

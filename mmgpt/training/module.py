@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from mmgpt.batch import Batch
-from mmgpt.config import LoraConfig, LossPer, OptimizerConfig
+from mmgpt.config import LossPer
 from mmgpt.data.loader import Step
 from mmgpt.distributed import summed
 from mmgpt.errors import TrainingError, shown
@@ -22,6 +22,7 @@ from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.score import Score
 from mmgpt.evaluation.metrics.text import exact_match
 from mmgpt.model import Loss, MultimodalGPT
+from mmgpt.run_config import LoraConfig, OptimizerConfig
 from mmgpt.training.lora import add_lora
 from mmgpt.training.meter import LOGGED, Meter, progress
 from mmgpt.training.muon import Muon

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from mmgpt.config import TrainConfig
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import TrainConfig
 
 
 def processes(config: TrainConfig) -> dict[str, Any]:

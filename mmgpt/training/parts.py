@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmgpt.config import OptimizerConfig
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import OptimizerConfig
 
 CROSS = {"cross", "cross_norm", "gated"}  # modules of a block that look at media
 

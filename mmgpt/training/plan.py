@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt import errors
-from mmgpt.config import TrainConfig
 from mmgpt.errors import ConfigError, TrainingError
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.memory import available_memory
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmgpt import checkpoint
 from mmgpt.assistant import load
-from mmgpt.config import TrainConfig
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import score_answer
 from mmgpt.evaluation.report import write_report
@@ -16,6 +15,7 @@ from mmgpt.evaluation.retrieval import retrieve
 from mmgpt.evaluation.runner import Evaluation, Judge, evaluate, shown
 from mmgpt.evaluation.table import print_scores
 from mmgpt.generation import Decoding
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.run import Run
 
 SHOWN_PER_TASK = 12  # samples of each task in the report

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
-from mmgpt.config import DataConfig, ModelConfig, Precision, TrainConfig
+from mmgpt.config import ModelConfig
 from mmgpt.data.loader import Loader
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import limited, read_samples
@@ -32,6 +32,7 @@ from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
+from mmgpt.run_config import DataConfig, Precision, TrainConfig
 from mmgpt.tokenizer import FILES, Tokenizer
 from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare

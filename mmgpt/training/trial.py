@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mmgpt.batch import Example
-from mmgpt.config import TrainConfig, from_dict
+from mmgpt.config import from_dict
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.loader import Step
 from mmgpt.data.order import Order
@@ -28,9 +28,10 @@ from mmgpt.data.sample import Sample
 from mmgpt.data.stream import head
 from mmgpt.encoders import build_encoders
 from mmgpt.errors import DataError, MmgptError
-from mmgpt.evaluation.runner import GROUP
+from mmgpt.evaluation.asking import GROUP
 from mmgpt.files import atomic_write
 from mmgpt.processor import Processor
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.memory import peak_memory, workers_memory
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import processes

@@ -215,3 +215,18 @@ def test_a_broken_picture_among_others_costs_itself_alone(mmgpt_command, model_d
     told = mmgpt_command("caption", good, broken, good, "--model", model_directory, "--json")
     assert "broken.png" in told.error(1)
     assert [json.loads(line)["image"] for line in told.out.splitlines()] == [good, good]
+
+
+def test_explain_tells_each_word_and_writes_a_page(mmgpt_command, model_directory, media, tmp_path):
+    asked = ("explain", "--image", media / "good.jpg", "--answer", "A red circle", "--model", model_directory)
+    told = mmgpt_command(*asked, "--method", "rollout", "--out", tmp_path / "seen")
+    assert told.code == 0, told.err
+    assert [line.split()[0] for line in told.out.splitlines()[:3]] == ["A", "red", "circle"]
+    assert str(tmp_path / "seen" / "explanation.html") in told.out
+    assert (tmp_path / "seen" / "02-red.png").exists()
+    found = json.loads(mmgpt_command(*asked, "--method", "rollout", "--out", tmp_path / "seen", "--json").out)
+    assert found["question"] == "Describe the picture."
+    assert [word["text"] for word in found["words"]] == ["A", " red", " circle"]
+    assert 0 < found["words"][1]["probability"] < 1
+    nothing = mmgpt_command("explain", "What?", "--model", model_directory)
+    assert "no picture, sound or clip in the prompt" in nothing.error(1)

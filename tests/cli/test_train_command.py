@@ -13,7 +13,8 @@ from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AdapterConfig, ImageEncoderConfig, LoraConfig, SourceConfig, TrainConfig
+from mmgpt.config import AdapterConfig, ImageEncoderConfig
+from mmgpt.run_config import LoraConfig, SourceConfig, TrainConfig
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):

@@ -6,11 +6,11 @@ from typing import get_args
 import datasets
 import pytest
 
-from mmgpt.config import DataConfig, FileFormat, SourceConfig
 from mmgpt.content import Text
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import READERS, read_samples
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import DataConfig, FileFormat, SourceConfig
 
 COCO = '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": "A."}]}'
 QUESTIONS = '{"questions": [{"question_id": 1, "image_id": 1, "question": "What?"}]}'

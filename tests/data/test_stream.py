@@ -1,3 +1,4 @@
+import datasets
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -28,6 +29,18 @@ def test_one_row_in_ten_is_held_out_where_no_split_is_for_it(tmp_path):
     held_out = [shade(one) for one in HFStream(str(tmp_path), "val")]
     assert held_out == [0, 11, 22]
     assert [shade(one) for one in HFStream(str(tmp_path), "train")] == [i for i in range(25) if i not in held_out]
+
+
+def test_a_row_whose_class_is_not_known_is_an_error(tmp_path):
+    """-1 stands for "no class"; as an index of Python it would be the last one."""
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"]))
+    rows = datasets.Dataset.from_dict({"text": ["A film.", "Another."], "label": [1, -1]}, features=features)
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    samples = iter(HFStream(str(tmp_path), "train"))
+    assert next(samples).references == ("good",)
+    with pytest.raises(DataError, match=r"row 1: the label is -1; its classes are numbered 0 to 1"):
+        next(samples)
 
 
 def test_pictures_in_folders_named_by_their_classes(tmp_path):

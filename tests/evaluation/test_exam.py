@@ -13,12 +13,14 @@ from exam_kills import DECODING
 from walls import colour_of, write_walls
 
 from mmgpt import checkpoint
+from mmgpt.content import Message
 from mmgpt.data.controls import shuffle_media
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation import exam as exam_module
+from mmgpt.evaluation.asking import Answered
 from mmgpt.evaluation.exam import Exam, Examined, compare, examine
 from mmgpt.evaluation.predictions import Reference
-from mmgpt.evaluation.runner import Answered, evaluate
+from mmgpt.evaluation.runner import evaluate
 from mmgpt.evaluation.scoring import compared, score
 
 FILES = ("settings.json", "answers.jsonl", "results.json", "report.html")
@@ -184,7 +186,7 @@ def test_answers_without_settings_and_a_place_in_use_are_refused(asked, whole, t
         examine(asked, out)
     with (whole / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another evaluation is writing there"):
+        with pytest.raises(ConfigError, match="another process is writing there"):
             examine(asked, whole)
 
 
@@ -193,6 +195,23 @@ def test_a_limit_is_spread_over_the_split_and_a_task_may_be_told(asked):
     places = [sample.where for sample in asked.samples()]
     assert [sample.where for sample in some] == [places[0], places[3], places[6]]
     assert {sample.task for sample in some} == {"describe"}
+
+
+def test_chosen_is_the_likeliest_answer_that_the_data_has(asked, place, tmp_path, assistant):
+    """As `classify` tells it, for the picture itself and for the one put in its place."""
+    asked = dataclasses.replace(asked, choose=True)
+    examined = examine(asked, tmp_path / "out")
+    samples = asked.samples()
+    labels = sorted({sample.answers[0] for sample in samples})
+    assert len(labels) > 1
+    for i, line in enumerate(lines_of(tmp_path / "out")):
+        if "prediction" not in line:
+            continue
+        part, text = samples[i].prompt[0].parts
+        prompt = assistant.processor.encode_prompt([Message.of("user", part, text)])
+        logs = [float(assistant.likelihoods(prompt, [label])) for label in labels]
+        assert line["prediction"] == examined.answered[i].prediction == labels[np.argmax(logs)]
+    assert json.loads((tmp_path / "out" / "settings.json").read_bytes())["decoding"]["choose"] is True
 
 
 def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_does(asked):

@@ -8,13 +8,14 @@ from tiny import some_audio, some_image
 
 from mmgpt.content import Image, Message
 from mmgpt.data.sample import Sample
+from mmgpt.evaluation.asking import Answered
 from mmgpt.evaluation.exam_report import SEEN, write_exam_report
-from mmgpt.evaluation.runner import Answered, beside, measured
+from mmgpt.evaluation.runner import beside, measured
 
 SETTINGS = {
     "model": {"name": "runs/some", "int8": False},
     "data": {"path": "my-photos", "format": "captions", "split": "dev", "samples": 9},
-    "decoding": {"beams": 1, "temperature": 0.0, "max_new_tokens": 48, "seed": 0},
+    "decoding": {"beams": 1, "temperature": 0.0, "max_new_tokens": 48, "seed": 0, "choose": False},
 }
 
 

@@ -9,10 +9,11 @@ from tiny import some_audio, some_image, some_video
 from mmgpt.content import Image, Message, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
-from mmgpt.evaluation import runner
+from mmgpt.evaluation import asking
+from mmgpt.evaluation.asking import Answered, answer_all
 from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.text import exact_match
-from mmgpt.evaluation.runner import Answered, answer_all, evaluate, scored, shown
+from mmgpt.evaluation.runner import evaluate, scored, shown
 from mmgpt.generation import Decoding
 
 # Drawn: the likeliest tokens of this model are no text; by rank, so that the draws follow the picture.
@@ -43,7 +44,7 @@ def broken(tmp_path) -> Sample:
 
 
 def test_answers_come_in_order_and_as_each_alone(assistant, pictures, monkeypatch):
-    monkeypatch.setattr(runner, "GROUP", 4)
+    monkeypatch.setattr(asking, "GROUP", 4)
     together = answer_all(assistant, pictures, DECODING)
     assert [one.sample for one in together.answered] == pictures
     alone = [answer_all(assistant, [one], DECODING).answered[0].prediction for one in pictures]

@@ -118,6 +118,13 @@ def test_the_memory_of_a_side_is_that_of_a_process_without_the_other(request, ru
     assert re.fullmatch(r"\d+ MB, \d+ of it beyond the imports\n", run(module, "--child", side, folder))
 
 
+def test_a_run_is_measured_beside_a_bare_loop(run, monkeypatch):
+    import bench_run
+
+    monkeypatch.setattr(bench_run, "STEPS", 3)
+    assert re.search(r"\[-?\d+\.\d\d--?\d+\.\d\d\] ms added +\d", run(bench_run, "--only", "overhead"))
+
+
 def test_a_child_that_fails_ends_the_run_with_its_reason(generate, tmp_path, monkeypatch):
     import bench
 

@@ -111,10 +111,14 @@ def test_train_from_python_has_a_world_of_its_own(run, tmp_path):
     assert mmgpt.load(tmp_path / "out").model.config.image is not None
 
 
+# Scripts that measure and reproduce are not there to be copied.
+LONGER = ("kill_and_resume.py", "pointing_game.py", "prepare_data.py", "reproduce.py")
+
+
 @pytest.mark.parametrize(
     "script", sorted({*SCRIPTS.glob("*.py")} - {SCRIPTS / "bench.py"}), ids=lambda path: path.name
 )  # bench.py is what two of them share
 def test_a_script_is_short_and_shows_its_command(script):
     text = script.read_text()
-    assert text.count("\n") < 60 or script.name.startswith("bench_")
+    assert text.count("\n") < 60 or script.name.startswith("bench_") or script.name in LONGER
     assert f"python scripts/{script.name}" in text.split('"""')[1]

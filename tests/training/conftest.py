@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from walls import wall_config, write_walls
 
-from mmgpt.config import TrainConfig
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.run import Run, train
 
 

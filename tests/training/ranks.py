@@ -14,12 +14,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import some_audio, some_image, some_video, tiny_config
 
-from mmgpt.config import GPTConfig, OptimizerConfig, PairConfig
+from mmgpt.config import GPTConfig, PairConfig
 from mmgpt.content import Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
+from mmgpt.run_config import OptimizerConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import plain

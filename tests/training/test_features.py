@@ -10,12 +10,12 @@ from tiny import some_audio, some_image, some_video, tiny_config
 from walls import wall_config, write_walls
 
 import mmgpt.media
-from mmgpt.config import TrainConfig
 from mmgpt.content import Image, Text
 from mmgpt.encoders import ImageEncoder
 from mmgpt.errors import ConfigError, MediaError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.callbacks import ShowSamples
 from mmgpt.training.features import fingerprint, prepare
 from mmgpt.training.run import augment_picture, train

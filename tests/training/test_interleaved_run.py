@@ -9,12 +9,12 @@ from walls import COLOURS, colour_of, train_until, wall_config, write_walks
 
 from mmgpt import checkpoint
 from mmgpt.batch import collate
-from mmgpt.config import DataConfig, TrainConfig
 from mmgpt.content import Text
 from mmgpt.data.chat import read_chat
 from mmgpt.data.check import check
 from mmgpt.evaluation.inspection import as_text, inspected
 from mmgpt.processor import Processor
+from mmgpt.run_config import DataConfig, TrainConfig
 from mmgpt.training.run import train
 
 

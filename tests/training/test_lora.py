@@ -13,11 +13,12 @@ from walls import train_until, wall_config, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.batch import Batch, collate
-from mmgpt.config import GPTConfig, ImageEncoderConfig, LoraConfig, ModelConfig, TrainConfig
+from mmgpt.config import GPTConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.content import Message
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
+from mmgpt.run_config import LoraConfig, TrainConfig
 from mmgpt.training.lora import add_lora, merged
 from mmgpt.training.parts import train_only
 from mmgpt.training.run import train

@@ -3,7 +3,6 @@ import pytest
 import torch
 from tiny import some_image
 
-from mmgpt.config import OptimizerConfig
 from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
@@ -12,6 +11,7 @@ from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.text import exact_match
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
+from mmgpt.run_config import OptimizerConfig
 from mmgpt.training.module import (
     CaptioningModule,
     MultimodalModule,

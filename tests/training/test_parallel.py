@@ -11,8 +11,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import nn
 
-from mmgpt.config import GPTConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
+from mmgpt.config import GPTConfig, ModelConfig
 from mmgpt.errors import ConfigError
+from mmgpt.run_config import LoraConfig, OptimizerConfig, TrainConfig
 from mmgpt.training.parallel import processes, zero_of
 
 SCRIPT = str(Path(__file__).parent / "ranks.py")

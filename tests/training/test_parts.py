@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from mmgpt.config import OptimizerConfig
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import OptimizerConfig
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parts import named, parameter_groups, print_parts, train_only
 

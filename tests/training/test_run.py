@@ -13,9 +13,10 @@ from walls import colour_of, wall_config, write_walls
 import mmgpt
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AudioEncoderConfig, DataConfig, TrainConfig
+from mmgpt.config import AudioEncoderConfig
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.run import augment_picture, load_data, make_tokenizer, precision, train
 

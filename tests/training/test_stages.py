@@ -13,10 +13,11 @@ from walls import colour_of, wall_config, write_walls
 import mmgpt
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse
-from mmgpt.config import GPTConfig, TrainConfig
+from mmgpt.config import GPTConfig
 from mmgpt.errors import CheckpointError, ConfigError
 from mmgpt.gpt import GPT
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import TrainConfig
 from mmgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from mmgpt.training.run import make_model, make_tokenizer, train
 

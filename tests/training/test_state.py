@@ -16,8 +16,8 @@ from walls import train_until, wall_config, write_stream, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
-from mmgpt.config import TrainConfig
 from mmgpt.errors import DataError, TrainingError, WriteError
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.run import train
 from mmgpt.training.state import read_values, save_state, states
 

@@ -1,0 +1,352 @@
+"""How `mmgpt serve` does under load, beside the same model asked one request after another, and in batches of eight.
+
+    python scripts/bench_serve.py                     # a random model of 30 M parameters with eyes and ears
+    python scripts/bench_serve.py --model runs/demo
+    python scripts/bench_serve.py --only soak --requests 10000
+
+Requests are pictures, sounds and texts in turn, streamed, greedy, 24 tokens at most. The soak sends them with one
+hostile request among ten: each good answer must be what it is alone, no status may be 500 or above, and the server's
+memory is told as it goes.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import torch
+
+import mmgpt
+from mmgpt import checkpoint
+from mmgpt.config import AdapterConfig, AudioEncoderConfig, GPTConfig, ImageEncoderConfig, ModelConfig
+from mmgpt.model import MultimodalGPT
+from mmgpt.tokenizer import Tokenizer
+
+TOKENS = 24  # of an answer, at most
+CLIENTS = (1, 4, 16, 64)
+HOSTILE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: the same as JSON for the server, and as a prompt for the model itself."""
+
+    body: dict[str, Any]
+    prompt: list[Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came: the status, the text, seconds to its first piece and to its end, and its pieces."""
+
+    status: int
+    text: str
+    first: float
+    whole: float
+    pieces: int
+
+
+WORDS = "the a red blue green circle square left right of above below is are one two three what how"
+
+
+def random_model(folder: Path) -> Path:
+    words = WORDS.split()
+    draw = random.Random(0)
+    tokenizer = Tokenizer.train((" ".join(draw.choices(words, k=12)) for _ in range(2000)), 4096)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        GPTConfig(vocab_size=len(tokenizer), width=512, layers=8, heads=8, context=1024),
+        ImageEncoderConfig("vit_tiny_patch16_224", size=(128, 128)),
+        AudioEncoderConfig(sample_rate=16_000, channels=192, reduction=8),
+        adapters={"image": AdapterConfig("pixel_shuffle")},
+    )
+    model = MultimodalGPT(config)
+    for block in model.gpt.transformer.blocks:  # so that answers depend on what is asked
+        for parameter in block.parameters():
+            parameter.data.mul_(2.0)
+    return checkpoint.save(folder / "model", model, tokenizer)
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).resize((320, 240), PIL.Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def sound(number: int) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(number).normal(0, 3000, 16_000 + 800 * (number % 20))
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(noise.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def request(number: int) -> Request:
+    """Pictures, sounds and texts in turn, each another."""
+    question = f"what is {number % 7} of the {('red', 'blue', 'green')[number % 3]} circle"
+    kind = number % 3
+    parts, prompt = [], []
+    if kind == 0:
+        data = picture(number)
+        url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        parts, prompt = [{"type": "image_url", "image_url": {"url": url}}], [mmgpt.Image(data)]
+    elif kind == 1:
+        data = sound(number)
+        audio = {"data": base64.b64encode(data).decode(), "format": "wav"}
+        parts, prompt = [{"type": "input_audio", "input_audio": audio}], [mmgpt.Audio(data)]
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    body = {"model": "model", "messages": [message], "temperature": 0, "max_tokens": TOKENS, "stream": True}
+    return Request(body, [*prompt, question])
+
+
+def hostile(number: int) -> tuple[bytes, bool]:
+    """The bytes of a body that must be refused, and whether its sender goes away before it is answered."""
+    good = request(3 * number).body
+    part = good["messages"][0]["content"][0]
+
+    def with_picture(data: bytes) -> bytes:
+        part["image_url"]["url"] = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        return json.dumps(good).encode()
+
+    huge = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + bytes(40)
+    kinds: list[Callable[[], bytes]] = [
+        lambda: with_picture(picture(number)[:400]),
+        lambda: with_picture(huge),
+        lambda: with_picture(np.random.default_rng(number).bytes(2000)),
+        lambda: json.dumps(good).encode()[:-30],
+        lambda: json.dumps(good | {"messages": [{"role": "user", "content": "word " * 5000}]}).encode(),
+        lambda: json.dumps(good | {"max_tokens": 10**9}).encode(),
+        lambda: json.dumps(
+            good
+            | {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}],
+                    }
+                ]
+            }
+        ).encode(),
+        lambda: json.dumps(request(number).body).encode(),
+    ]
+    kind = number % len(kinds)
+    return kinds[kind](), kind == len(kinds) - 1
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, model: str, requests: int):
+        mmgpt_command = Path(sys.executable).with_name("mmgpt")
+        command = [mmgpt_command, "serve", model, "--port", "0", "--max-requests", str(requests)]
+        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        while not (match := re.search(r"http://[\d.]+:\d+", self._said())):
+            if self.process.poll() is not None:
+                sys.exit(f"the server did not start: {self._said()}")
+            time.sleep(0.1)
+        self.address = match[0]
+        self.name = httpx.get(f"{self.address}/v1/models").json()["data"][0]["id"]
+
+    def _said(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def memory(self) -> float:
+        """Resident megabytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.log.unlink()
+
+
+@contextmanager
+def served(model: str, requests: int = 256):
+    server = Server(model, requests)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+async def ask(client: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Reply:
+    """One request, streamed."""
+    began = time.perf_counter()
+    first, pieces = 0.0, []
+    async with client.stream(
+        "POST", f"{server.address}/v1/chat/completions", json=body | {"model": server.name}
+    ) as reply:
+        if reply.status_code != 200:
+            await reply.aread()
+            return Reply(reply.status_code, "", 0.0, time.perf_counter() - began, 0)
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            choices = json.loads(line[6:])["choices"]
+            if choices and (text := choices[0]["delta"].get("content")):
+                first = first or time.perf_counter() - began
+                pieces.append(text)
+    whole = time.perf_counter() - began
+    return Reply(200, "".join(pieces).strip(), first or whole, whole, len(pieces))
+
+
+async def together(
+    clients: int, count: int, work: Callable[[httpx.AsyncClient, int], Coroutine[Any, Any, Any]]
+) -> list[Any]:
+    """`work` with the numbers from 0 to `count`, by so many clients at once."""
+    numbers, found = iter(range(count)), []
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+
+        async def one() -> None:
+            for number in numbers:
+                found.append(await work(client, number))
+
+        await asyncio.gather(*(one() for _ in range(clients)))
+    return found
+
+
+def quantiles(values: list[float]) -> str:
+    return " ".join(f"{1e3 * float(np.quantile(values, q)):7.0f}" for q in (0.5, 0.95, 0.99))
+
+
+def load(model: str, count: int) -> None:
+    """Requests a second, and how long they wait, by number of clients, beside asking without a server."""
+    requests = [request(number) for number in range(count)]
+    assistant = mmgpt.load(model)
+    conversations = [[mmgpt.Message.of("user", *each.prompt)] for each in requests]
+    settings = {"max_new_tokens": TOKENS, "temperature": 0.0}
+    speeds: dict[str, float] = {}
+    alone: list[str] = []
+    for size, name in ((1, "one by one"), (8, "batches of 8")):
+        assistant.reply(conversations[:size], **settings)
+        fresh = mmgpt.load(model)  # which has seen no picture yet
+        began = time.perf_counter()
+        answers = [a for i in range(0, count, size) for a in fresh.reply(conversations[i : i + size], **settings)]
+        speeds[name] = count / (time.perf_counter() - began)
+        alone = alone or answers
+        print(f"{name:14} {speeds[name]:6.2f} requests/s", flush=True)
+    print(
+        f"{'clients':>14} {'requests/s':>10} {'/ one by one':>12} {'/ batches':>9}   "
+        f"{'first piece, ms: p50 p95 p99':>28}   {'each token, ms: p50 p95 p99':>28}"
+    )
+    for clients in CLIENTS:
+        with served(model) as server:
+            warm = request(10**6).body, request(10**6 + 1).body, request(10**6 + 2).body
+            asyncio.run(together(1, 3, lambda client, i, warm=warm, server=server: ask(client, server, warm[i])))
+
+            async def work(client: httpx.AsyncClient, i: int, server: Server = server) -> tuple[int, Reply]:
+                return i, await ask(client, server, requests[i].body)
+
+            began = time.perf_counter()
+            replies = asyncio.run(together(clients, count, work))
+            speed = count / (time.perf_counter() - began)
+        wrong = sum(reply.text != alone[i] for i, reply in replies)
+        if wrong:
+            sys.exit(f"{wrong} answers of {count} are not what they are alone")
+        firsts = [reply.first for _, reply in replies]
+        paces = [(reply.whole - reply.first) / (reply.pieces - 1) for _, reply in replies if reply.pieces > 1]
+        print(
+            f"{clients:14} {speed:10.2f} {speed / speeds['one by one']:12.2f} {speed / speeds['batches of 8']:9.2f}   "
+            f"{quantiles(firsts):>28}   {quantiles(paces):>28}",
+            flush=True,
+        )
+
+
+def soak(model: str, count: int) -> None:
+    """Many requests, some of them hostile: wrong answers, statuses, and memory."""
+    kinds = 60
+    requests = [request(number) for number in range(kinds)]
+    assistant = mmgpt.load(model)
+    alone = [
+        assistant.reply([[mmgpt.Message.of("user", *each.prompt)]], max_new_tokens=TOKENS, temperature=0.0)[0]
+        for each in requests
+    ]
+    draw = random.Random(0)
+    plan = [(draw.random() < HOSTILE_SHARE, draw.randrange(kinds)) for _ in range(count)]
+    statuses: Counter[str] = Counter()
+    wrong: list[int] = []
+    memory: list[float] = []
+    with served(model) as server:
+
+        async def work(client: httpx.AsyncClient, i: int) -> None:
+            bad, number = plan[i]
+            if bad:
+                statuses[await attack(client, number + kinds * i)] += 1
+            else:
+                reply = await ask(client, server, requests[number].body)
+                statuses[str(reply.status)] += 1
+                if reply.text != alone[number]:
+                    wrong.append(i)
+            if i % max(1, count // 10) == 0:
+                memory.append(server.memory())
+                print(f"{i:7} requests, {memory[-1]:7.1f} MB", flush=True)
+
+        async def attack(client: httpx.AsyncClient, number: int) -> str:
+            body, leaves = hostile(number)
+            headers = {"content-type": "application/json"}
+            async with client.stream(
+                "POST", f"{server.address}/v1/chat/completions", content=body, headers=headers
+            ) as reply:
+                if not leaves:
+                    await reply.aread()
+            return "left" if leaves else str(reply.status_code)
+
+        began = time.perf_counter()
+        asyncio.run(together(16, count, work))
+        took = time.perf_counter() - began
+        memory.append(server.memory())
+        ended = server.process.poll()
+    settled = statistics.median(memory[2:5])  # the caches are full by then
+    print(
+        f"{count} requests in {took:.0f} s: {dict(sorted(statuses.items()))}; {len(wrong)} wrong answers; server "
+        f"{'running' if ended is None else f'ended with {ended}'}; memory {settled:.1f} -> {memory[-1]:.1f} MB "
+        f"({memory[-1] / settled - 1:+.1%})"
+    )
+    if wrong or ended is not None or any(status >= "500" and status != "left" for status in statuses):
+        sys.exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a trained model (default: a random one)")
+    parser.add_argument("--only", choices=("load", "soak"))
+    parser.add_argument("--requests", type=int, help="of each line of the load (default: 96), of the soak (1000)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or str(random_model(Path(folder)))
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}", flush=True)
+        if args.only != "soak":
+            load(model, args.requests or 96)
+        if args.only != "load":
+            soak(model, args.requests or 1000)
+
+
+if __name__ == "__main__":
+    main()

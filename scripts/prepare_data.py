@@ -1,0 +1,133 @@
+"""Makes one Parquet file of a public data set as its authors publish it, for --data.format parquet.
+
+    python scripts/prepare_data.py easy_vqa FOLDER runs/data/easy_vqa.parquet
+
+Where the data set names no dev part, it is every tenth name of the training part in sorted order (of pictures, where
+several rows have one), and by number where rows have no names.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmgpt.files import atomic_write
+
+GROUP = 100  # rows that are read at once
+FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+Row = dict[str, Any]
+
+
+def easy_vqa(folder: Path) -> Iterator[Row]:
+    """Questions about drawn shapes (vzhou842/easy-VQA)."""
+    questions = json.loads((folder / "questions.json").read_text("utf-8"))
+    with ZipFile(folder / "train_images.zip") as pictures:
+        split = held_out(f"{number:06}" for _, _, number in questions)
+        for question, answer, number in questions:
+            picture = pictures.read(f"images/{number}.png")
+            yield {"image": picture, "question": question, "answer": answer, "split": split[f"{number:06}"]}
+
+
+def daquar(folder: Path) -> Iterator[Row]:
+    """Questions about rooms (Malinowski and Fritz 2014)."""
+    with (folder / "train_qa.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    split = held_out(row["image_id"] for row in rows)
+    with ZipFile(folder / "train_images.zip") as pictures:
+        for row in rows:
+            picture = pictures.read(f"{row['image_id']}.jpg")
+            asked = {"question": row["question"], "answer": row["answer"]}
+            yield {"image": picture, **asked, "split": split[row["image_id"]]}
+
+
+def fashion_mnist(folder: Path) -> Iterator[Row]:
+    """Pieces of clothing (Xiao et al. 2017), in IDX."""
+    (images,), (labels,) = folder.glob("*images-idx3*"), folder.glob("*labels-idx1*")
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+    kinds = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    split = held_out(f"{i:06}" for i in range(len(kinds)))
+    for i, (picture, kind) in enumerate(zip(pixels, kinds, strict=True)):
+        file = io.BytesIO()
+        PIL.Image.fromarray(picture).save(file, "PNG")
+        yield {"image": file.getvalue(), "label": FASHION[kind], "split": split[f"{i:06}"]}
+
+
+def cifar10(folder: Path) -> Iterator[Row]:
+    """Things and animals (Krizhevsky 2009)."""
+    names = (folder / "labels.txt").read_text("utf-8").split()
+    rows = pq.read_table(folder / "train.parquet").to_pylist()
+    split = held_out(f"{i:06}" for i in range(len(rows)))
+    for i, row in enumerate(rows):
+        yield {"image": row["img"]["bytes"], "label": names[row["label"]], "split": split[f"{i:06}"]}
+
+
+def esc10(folder: Path) -> Iterator[Row]:
+    """Sounds around us (Piczak 2015); fold 4 is dev."""
+    with (folder / "esc10.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            sound = (folder / "audio" / row["filename"]).read_bytes()
+            split = "dev" if row["fold"] == "4" else "train"
+            yield {"audio": sound, "label": row["category"].replace("_", " "), "split": split}
+
+
+def sst2(folder: Path) -> Iterator[Row]:
+    """Sentences of film reviews (Socher et al. 2013)."""
+    for split in ("train", "dev"):
+        for line in (folder / f"{split}.tsv").read_text("utf-8").splitlines():
+            text, label = line.split("\t")
+            yield {"text": text, "label": ("negative", "positive")[int(label)], "split": split}
+
+
+def sms_spam(folder: Path) -> Iterator[Row]:
+    """Messages, wanted or not (Almeida and Hidalgo 2011)."""
+    lines = (folder / "SMSSpamCollection").read_text("utf-8").split("\n")
+    rows = [line.split("\t") for line in lines if line]
+    split = held_out(f"{i:06}" for i in range(len(rows)))
+    for i, (label, text) in enumerate(rows):
+        yield {"text": text, "label": label, "split": split[f"{i:06}"]}
+
+
+def multi30k(folder: Path) -> Iterator[Row]:
+    """Descriptions of photos in English and German (Elliott et al. 2016), to be translated either way."""
+    for part, split in (("train", "train"), ("val", "dev")):
+        texts = [gzip.decompress((folder / f"{part}.{code}.gz").read_bytes()).decode() for code in ("en", "de")]
+        for english, german in zip(*(text.splitlines() for text in texts), strict=True):
+            for to, source, target in (("German", english, german), ("English", german, english)):
+                request = {"instruction": f"Translate into {to}.", "input": source, "output": target}
+                yield {**request, "split": split}
+
+
+PREPARE = {make.__name__: make for make in (easy_vqa, daquar, fashion_mnist, cifar10, esc10, sst2, sms_spam, multi30k)}
+
+
+def held_out(names: Iterable[str]) -> dict[str, str]:
+    """The split of each name."""
+    ordered = sorted(set(names))
+    return {name: "train" if i % 10 else "dev" for i, name in enumerate(ordered)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=PREPARE)
+    parser.add_argument("folder", type=Path, help="what the authors publish, unchanged")
+    parser.add_argument("out", type=Path, help="the .parquet file")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(list(PREPARE[args.name](args.folder)))
+    with atomic_write(args.out) as temporary:
+        pq.write_table(table, temporary, row_group_size=GROUP)
+    print(f"{args.out}: {table.num_rows:,} rows of {', '.join(table.column_names)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Reproduces a row of the README's results: prepares the data, trains by configs/NAME.yaml, evaluates on dev.
+
+    python scripts/reproduce.py sst2 FOLDER
+    python scripts/reproduce.py sst2 FOLDER --epochs 2     # what follows goes to mmgpt train
+
+FOLDER is the data set as its authors publish it (see prepare_data.py). What has been prepared is not prepared again; a
+run that was interrupted goes on. All answers are then in runs/NAME/eval/report.html.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from prepare_data import PREPARE
+
+from mmgpt import checkpoint
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is evaluated: answers as those of a task, and how they are decoded."""
+
+    task: str
+    evaluate: tuple[str, ...] = ()
+    format: str = "parquet"
+
+
+RECIPES = {
+    "flickr8k": Recipe("caption", ("--beams", "3"), "captions"),
+    "spoken_digits": Recipe("transcribe", format="sounds"),
+    "easy_vqa": Recipe("ask"),
+    "daquar": Recipe("ask"),
+    **dict.fromkeys(("fashion_mnist", "cifar10", "esc10", "sst2", "sms_spam"), Recipe("classify", ("--choose",))),
+    "multi30k": Recipe("translate", ("--beams", "4")),
+}
+
+
+def run(program: str | Path, *arguments: str | Path) -> None:
+    command = [str(program), *map(str, arguments)]
+    print("$", *command, flush=True)
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+
+
+def row(name: str, out: Path) -> str:
+    """The row of the table, of what training and evaluation have left."""
+    results = json.loads((out / "eval" / "results.json").read_text("utf-8"))
+    best = checkpoint.resolve(out / "best")
+    told, size = checkpoint.read_training(best), sum(checkpoint.read_sizes(best).values())
+    lines = []
+    for score in results["scores"]:
+        low, high = (f"{100 * end:.1f}" for end in score["interval"] or (float("nan"),) * 2)
+        control = "" if score["control"] is None else f"{100 * score['control']:.1f}"
+        what = f"{name}, dev, {score['n']:,}" if not lines else ""
+        cost = f"{told['minutes']:.1f} | {size / 1e6:.2f} M" if not lines else " | "
+        metric = f"{score['metric']} {100 * score['score']:.1f} [{low}–{high}]"
+        lines.append(f"| {what} | {cost} | {metric} | {control} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("folder", type=Path)
+    args, rest = parser.parse_known_args()
+    recipe, out, data = RECIPES[args.name], Path("runs") / args.name, args.folder
+    if args.name in PREPARE:
+        data = Path("runs/data") / f"{args.name}.parquet"
+        if not data.exists():
+            run(sys.executable, Path(__file__).with_name("prepare_data.py"), args.name, args.folder, data)
+    mmgpt = Path(sys.executable).with_name("mmgpt")
+    settings = ("--config", CONFIGS / f"{args.name}.yaml", "--data.path", data, "--out", out, "--resume", "true")
+    run(mmgpt, "train", *settings, *rest)
+    what = ("--format", recipe.format, "--data", data, "--task", recipe.task, "--out", out / "eval")
+    run(mmgpt, "eval", out, *what, *recipe.evaluate)
+    head = "| data | minutes | parameters | metric and score [95 %] | media shuffled |"
+    print(f"\n{head}\n{'|---' * 5}|\n{row(args.name, out)}")
+
+
+if __name__ == "__main__":
+    main()

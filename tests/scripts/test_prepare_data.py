@@ -1,0 +1,175 @@
+"""Each data set in miniature, as its authors publish it, to the samples that come of it."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmgpt.content import text_of
+from mmgpt.data.parquet import read_parquet
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+@pytest.fixture
+def prepared(monkeypatch, tmp_path, capsys):
+    """Prepares what lies in tmp_path, and gives the samples of a split."""
+
+    def samples(name: str, split: str):
+        import prepare_data
+
+        out = tmp_path / "out" / "data.parquet"
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", name, str(tmp_path), str(out)])
+        prepare_data.main()
+        assert re.search(r"data\.parquet: [\d,]+ rows of ", capsys.readouterr().out)
+        return read_parquet(out, split)
+
+    return samples
+
+
+def encoded(shade: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), (shade,) * 3).save(file, kind)
+    return file.getvalue()
+
+
+def zipped(path: Path, names: list[str]) -> None:
+    with ZipFile(path, "w") as file:
+        for i, name in enumerate(names):
+            file.writestr(name, encoded(10 * i))
+
+
+def shade(sample) -> int:
+    return sample.prompt[0].parts[0].load().getpixel((4, 4))[0]
+
+
+def told(sample) -> tuple[str, tuple[str, ...]]:
+    return text_of(sample.prompt[0].parts).strip(), sample.references
+
+
+def test_all_questions_on_a_held_out_drawing_are_held_out(prepared, tmp_path):
+    zipped(tmp_path / "train_images.zip", [f"images/{i}.png" for i in range(12)])
+    questions = [[f"what is {word}?", f"{word} {i}", i] for i in range(12) for word in ("this", "that")]
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    held_out = prepared("easy_vqa", "dev")
+    assert [(shade(one), *told(one)) for one in held_out] == [
+        (10 * i, f"what is {word}?", (f"{word} {i}",)) for i in (0, 10) for word in ("this", "that")
+    ]  # of 000000, 000001, ... every tenth, though "10" comes before "2"
+    assert len(prepared("easy_vqa", "train")) == 20
+
+
+def test_questions_on_rooms(prepared, tmp_path):
+    names = [f"image{i}" for i in range(1, 12)]
+    zipped(tmp_path / "train_images.zip", [f"{name}.jpg" for name in names])
+    with (tmp_path / "train_qa.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image_id", "question", "answer", "question_as_published"])
+        table.writerows([[name, "what is left?", f"chair, {name}", ""] for name in names])
+    assert [told(one) for one in prepared("daquar", "dev")] == [
+        ("what is left?", ("chair, image1",)),
+        ("what is left?", ("chair, image9",)),  # the eleventh of image1, image10, image11, image2, ...
+    ]
+
+
+def test_pieces_of_clothing(prepared, tmp_path):
+    pixels = np.repeat(np.arange(11, dtype=np.uint8), 784)
+    labels = np.arange(11, dtype=np.uint8) % 10
+    for name, header, numbers in (("images-idx3", 16, pixels), ("labels-idx1", 8, labels)):
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(bytes(header) + numbers.tobytes()))
+    train = prepared("fashion_mnist", "train")
+    assert [(shade(one), one.references) for one in train][:3] == [
+        (1, ("trouser",)),
+        (2, ("pullover",)),
+        (3, ("dress",)),
+    ]
+    assert [(shade(one), one.task, one.references) for one in prepared("fashion_mnist", "dev")] == [
+        (0, "classify", ("T-shirt",)),
+        (10, "classify", ("T-shirt",)),
+    ]
+
+
+def test_things_and_animals(prepared, tmp_path):
+    (tmp_path / "labels.txt").write_text("airplane\nfrog\n")
+    rows = [{"img": {"bytes": encoded(i), "path": f"{i}.png"}, "label": i % 2} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    assert [(shade(one), *one.references) for one in prepared("cifar10", "train")] == [
+        (1, "frog"), (2, "airplane"), (3, "frog"),
+    ]  # fmt: skip
+
+
+def test_sounds_of_the_fourth_fold_are_held_out(prepared, tmp_path):
+    (tmp_path / "audio").mkdir()
+    lines = ["filename,fold,target,category,esc10"]
+    for fold in (1, 4):
+        (tmp_path / "audio" / f"{fold}.ogg").write_bytes(bytes([fold]))
+        lines.append(f"{fold}.ogg,{fold},0,crying_baby,True")
+    (tmp_path / "esc10.csv").write_text("\n".join(lines) + "\n")
+    for split, fold in (("train", 1), ("dev", 4)):
+        [sample] = prepared("esc10", split)
+        assert (sample.task, sample.references) == ("classify", ("crying baby",))
+        assert sample.prompt[0].parts[0].source.read_bytes() == bytes([fold])
+
+
+def test_sentences_keep_their_own_dev_part(prepared, tmp_path):
+    (tmp_path / "train.tsv").write_text("a fine film\t1\nno film\t0\n")
+    (tmp_path / "dev.tsv").write_text('a " quoted film\t0\n')
+    assert [told(one) for one in prepared("sst2", "train")] == [
+        ("a fine film", ("positive",)),
+        ("no film", ("negative",)),
+    ]
+    assert [told(one) for one in prepared("sst2", "dev")] == [('a " quoted film', ("negative",))]
+
+
+def test_messages(prepared, tmp_path):
+    (tmp_path / "SMSSpamCollection").write_text('ham\tOk "lar\nspam\tWIN £10 now\n', "utf-8")
+    assert [told(one) for one in prepared("sms_spam", "dev")] == [('Ok "lar', ("ham",))]
+    assert [told(one) for one in prepared("sms_spam", "train")] == [("WIN £10 now", ("spam",))]
+
+
+def test_sentences_are_translated_either_way(prepared, tmp_path):
+    for part, english, german in (
+        ("train", "A dog.\nA cat.\n", "Ein Hund.\nEine Katze.\n"),
+        ("val", "Two.\n", "Zwei.\n"),
+    ):
+        (tmp_path / f"{part}.en.gz").write_bytes(gzip.compress(english.encode()))
+        (tmp_path / f"{part}.de.gz").write_bytes(gzip.compress(german.encode()))
+    assert [told(one) for one in prepared("multi30k", "dev")] == [
+        ("Translate into German.\nTwo.", ("Zwei.",)),
+        ("Translate into English.\nZwei.", ("Two.",)),
+    ]
+    assert [one.references[0] for one in prepared("multi30k", "train")] == [
+        "Ein Hund.", "A dog.", "Eine Katze.", "A cat.",
+    ]  # fmt: skip
+
+
+def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch, capfd):
+    import reproduce
+
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    for split, count in (("train", 40), ("dev", 6)):
+        rows = [f"{('dull', 'fine')[i % 2]} film number {i}\t{i % 2}" for i in range(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    small = ("--epochs", "1", "--model.gpt.width", "16", "--data.vocab_size", "280")
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "sst2", str(folder), *small])
+    reproduce.main()
+    told = capfd.readouterr().out
+    assert re.search(r"\| sst2, dev, 6 \| 0\.\d \| 0\.\d\d M \| accuracy \d+\.\d \[\d+\.\d–\d+\.\d\] \|  \|", told)
+    assert re.search(r"\|  \|  \|  \| macro-F1 ", told)
+    assert (tmp_path / "runs/sst2/eval/report.html").exists()
