@@ -11,6 +11,7 @@ from mmgpt.generation.constraints import Constraint
 from mmgpt.generation.decoding import Answer, Choice, Decoding
 from mmgpt.tokenizer import Tokenizer
 
+COLDEST = 1e-4  # a temperature below which logits divided by it may be no numbers: the likeliest token is taken
 GRAM = 2  # tokens that must have stood together before for what followed them to be guessed again
 
 
@@ -104,7 +105,7 @@ class Sampling:
             allowed = self.constraint.allowed()
             known = scores[: len(allowed)].masked_fill(~allowed, -torch.inf)
             scores = torch.cat([known, scores[len(allowed) :].new_full((len(scores) - len(allowed),), -torch.inf)])
-        if decoding.temperature == 0:
+        if decoding.temperature < COLDEST:
             return int(scores.argmax())
         return draw(scores / decoding.temperature, decoding, self.draws)
 
@@ -130,7 +131,9 @@ def draw(scores: Tensor, decoding: Decoding, draws: torch.Generator) -> int:
     probabilities = scores.softmax(dim=-1)
     if decoding.top_p < 1:
         before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens
-        probabilities = probabilities.masked_fill(before >= decoding.top_p, 0.0)
+        beyond = before >= decoding.top_p
+        beyond[0] = False  # the likeliest is always left, though top_p be nothing in single precision
+        probabilities = probabilities.masked_fill(beyond, 0.0)
     if decoding.min_p:
         probabilities = probabilities.masked_fill(probabilities < decoding.min_p * probabilities.max(), 0.0)
     chosen = int(torch.multinomial(probabilities, 1, generator=draws))

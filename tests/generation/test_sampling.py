@@ -63,6 +63,15 @@ def feed(state: Sampling, *rows: dict[int, float], guesses: tuple[int, ...] = ()
     return state.advance(logits, logits.argmax(dim=-1).tolist(), list(guesses))
 
 
+@pytest.mark.parametrize("tiny", [5e-324, 1e-45, 1e-30, 1e-9])
+@pytest.mark.parametrize("setting", ["top_p", "temperature"])
+def test_what_is_nearly_nothing_leaves_the_likeliest(sampling, setting, tiny):
+    """Though in single precision it is nothing."""
+    state = sampling(**{"temperature": 1.0, setting: tiny})
+    feed(state, {A: 3.0, B: 3.5}, guesses=())
+    assert state.tokens == [B]
+
+
 def test_the_end_token_ends_an_answer_and_is_no_part_of_it(sampling, tokenizer):
     state = sampling(stop_tokens=(D,))
     feed(state, {A: 1})
