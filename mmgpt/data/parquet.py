@@ -3,9 +3,9 @@
 folder/data/train-00000-of-00002.parquet     the split is what the file or its folder is called, or the column "split"
 columns image {"bytes": ..., "path": ...}, caption, ...     see mmgpt.data.rows for what columns may be called
 
-Media lie in the rows; nothing in them is ever unpickled. Rows are read a row group at a time, and of text and of each
-kind of medium the last two groups are kept. In random order every sample may cost the reading of a row group, so write
-groups of few rows, a hundred say.
+Media lie in the rows; nothing in them is ever unpickled. Rows are read a row group at a time, and the groups read last
+are kept, up to 256 MB in each process. Of larger data every sample in random order may cost the reading of a row group,
+so write groups of few rows, a hundred say.
 """
 
 import json
@@ -23,7 +23,7 @@ from mmgpt.data.splits import split_in_name
 from mmgpt.errors import ConfigError, DataError, shown
 from mmgpt.folder import MediaFolder
 
-_KEPT = 2  # row groups of each choice of columns
+_KEPT = 256 << 20  # bytes of row groups
 
 
 def read_parquet(path: Path, split: str) -> LazySamples:
@@ -84,6 +84,7 @@ class ParquetRows:
         self._ends = np.cumsum(self._groups[:, 2])  # (groups,) the row after each group's last
         self._file_starts = np.cumsum([0, *self.lengths])
         self._cache: OrderedDict[tuple[int, tuple[str, ...]], Any] = OrderedDict()
+        self._held = 0  # bytes
 
     def where(self, row: int) -> str:
         file = int(np.searchsorted(self._file_starts, row, side="right")) - 1
@@ -117,9 +118,9 @@ class ParquetRows:
             number, own, _ = self._groups[group].tolist()
             with _opened(self.files[number]) as file:
                 self._cache[key] = file.read_row_group(own, columns=list(columns), use_threads=False)
-            alike = [other for other in self._cache if other[1] == columns]
-            for old in alike[:-_KEPT]:
-                del self._cache[old]
+            self._held += self._cache[key].nbytes
+            while self._held > _KEPT and len(self._cache) > 2:
+                self._held -= self._cache.popitem(last=False)[1].nbytes
         self._cache.move_to_end(key)
         return self._cache[key]
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image as Pillow
 
 from mmgpt.content import Image, Text
+from mmgpt.data import parquet
 from mmgpt.data.parquet import ParquetRows, read_parquet
 from mmgpt.errors import ConfigError, DataError, MediaError
 
@@ -119,12 +120,17 @@ def test_a_conversation_without_its_picture_is_text(tmp_path):
     assert read_parquet(path, "train")[0].prompt[0].parts == (Text("<image>What?"),)
 
 
-def test_only_a_few_row_groups_are_kept(tmp_path):
+@pytest.mark.parametrize(("room", "fewest", "most"), [(0, 2, 2), (1000, 3, 29), (1 << 20, 30, 30)])
+def test_row_groups_are_kept_while_there_is_room(tmp_path, monkeypatch, room, fewest, most):
+    """At least two, the texts and the media of one."""
+    monkeypatch.setattr(parquet, "_KEPT", room)
     rows = ParquetRows([write(tmp_path / "a.parquet", captions(30), group=2)])
     for i in [*range(30), *range(0, 30, 7)]:
         assert rows.values(i, ["caption"]) == {"caption": f"number {i}"}
         assert rows.values(i, ["image"])["image"]["path"] == f"{i}.png"
-    assert len(rows._cache) == 4
+    sizes = [table.nbytes for table in rows._cache.values()]
+    assert fewest <= len(sizes) <= most
+    assert sum(sizes) <= room or len(sizes) == 2
     assert all(table.num_rows == 2 for table in rows._cache.values())
 
 
