@@ -30,6 +30,7 @@ CELLS = {"image": (12, 12), "audio": (24,), "video": (6, 6)}  # of a picture, of
 # Cells on each side of one that are hidden with it, once with few and once with many: a small thing is lost among many,
 # and of a large one enough is left when few are hidden.
 REACHES = {"image": (1, 3), "audio": (1, 3), "video": (0, 1)}
+GREY = 128  # of pictures of nothing: their own mean colour would tell of them
 TOGETHER = 32  # passes in a batch
 
 
@@ -207,8 +208,8 @@ def _without(example: Example, surfaces: Sequence[Surface]) -> Example:
     blank: dict[int, MediaInput] = {}
     for surface in surfaces:
         item = blank.get(id(surface.item), surface.item)
-        everywhere = tuple(slice(0, count) for count in surface.cells)
-        blank[id(surface.item)] = replace(item, **{surface.part: _hide(surface, everywhere)})
+        nothing = torch.full_like(getattr(item, surface.part), 0 if surface.kind == "audio" else GREY)
+        blank[id(surface.item)] = replace(item, **{surface.part: nothing})
     return replace(example, media=[(at, blank[id(item)]) for at, item in example.media])
 
 

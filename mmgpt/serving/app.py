@@ -167,6 +167,12 @@ def _add_others(app: FastAPI, service: Service) -> None:
         usage = schema.EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
         return schema.Embeddings(model=service.name, data=data, usage=usage)
 
+    @app.post("/v1/explanations")
+    async def explain(asked: schema.ExplanationRequest) -> schema.Explanation:
+        """Where the model looks and listens for each word of an answer."""
+        service.check_model(asked.model)
+        return schema.Explanation(model=service.name, words=await service.explain(asked))
+
     @app.get("/v1/models")
     async def models() -> schema.Models:
         """The one model there is."""

@@ -25,6 +25,7 @@ PATHS = (
     "/v1/completions",
     "/v1/audio/transcriptions",
     "/v1/embeddings",
+    "/v1/explanations",
     "/v1/models",
     "/health",
     "/metrics",

@@ -125,6 +125,13 @@ class CompletionRequest(Generated):
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
+class ExplanationRequest(Asked):
+    """A conversation with media, and an answer to it of which each word is to be explained. Not of OpenAI's API."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    answer: str = Field(min_length=1)
+
+
 class EmbeddingRequest(Asked):
     """Texts whose vectors are wanted."""
 
@@ -232,6 +239,19 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None
+
+
+class ExplainedWord(BaseModel):
+    text: str
+    probability: float
+    blind: float = Field(description="Its probability where nothing is seen and heard.")
+    pictures: list[str] = Field(description="Of each medium as data: URL, dark where it does not matter.")
+
+
+class Explanation(BaseModel):
+    object: Literal["explanation"] = "explanation"
+    model: str
+    words: list[ExplainedWord]
 
 
 class Vector(BaseModel):

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,11 +15,21 @@ from mmgpt.assistant import Assistant, Embedded
 from mmgpt.chat_format import parse_messages
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.errors import shown
+from mmgpt.evaluation.explain import explain
+from mmgpt.evaluation.explain_page import pictures
+from mmgpt.evaluation.pictures import picture_uri
 from mmgpt.generation import Answer, Decoding, Engine, Request
 from mmgpt.processor import Processor, TooLongError
 from mmgpt.serving.errors import APIError
 from mmgpt.serving.metrics import Metrics
-from mmgpt.serving.schema import ChatRequest, CompletionRequest, Generated, TranscriptionRequest
+from mmgpt.serving.schema import (
+    ChatRequest,
+    CompletionRequest,
+    ExplainedWord,
+    ExplanationRequest,
+    Generated,
+    TranscriptionRequest,
+)
 from mmgpt.serving.settings import Limits
 from mmgpt.serving.worker import Job, Worker
 from mmgpt.tasks import TASKS
@@ -26,6 +37,7 @@ from mmgpt.tasks import TASKS
 T = TypeVar("T")
 ENCODERS = 2  # threads that decode media and tokenize
 SCHEMA_CHARACTERS = 1 << 16
+EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
 HARMLESS = {"role", "content", "refusal", "annotations"}  # of a message; the last two come with answers sent back
 ROLES = {"developer": "system"}  # how OpenAI calls it now
@@ -68,11 +80,15 @@ class Service:
         self.processor = Processor(replace(model.config, **lowered), tokenizer, max_pixels=limits.pixels)
         self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
         self.pool = ThreadPoolExecutor(ENCODERS, "encode")
+        self.explaining = ThreadPoolExecutor(1, "explain")
+        self.explained = copy(assistant)  # with the limits of the server
+        self.explained.processor = self.processor
         self.running, self.draining = 0, False
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
 
     def close(self) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.explaining):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.worker.stop()
 
     @contextmanager
@@ -104,9 +120,7 @@ class Service:
 
     def chat(self, asked: ChatRequest) -> list[Request]:
         self._check_answers()
-        messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(asked.messages)]
-        conversation = self._media_named(parse_messages(messages, None))
-        self._check_text(*(part.text for message in conversation for part in message.parts if isinstance(part, Text)))
+        conversation = self._conversation(asked.messages)
         schema = asked.response_format.schema_of_answers if asked.response_format is not None else None
         if len(json.dumps(schema)) > SCHEMA_CHARACTERS:
             raise APIError(400, f"the schema has over {SCHEMA_CHARACTERS:,} characters", "response_format")
@@ -117,6 +131,12 @@ class Service:
             json_schema=schema,
         )
         return [self.worker.engine.prepare(self.processor.encode_prompt(conversation), decoding)]
+
+    def _conversation(self, told: Sequence[dict[str, Any]]) -> list[Message]:
+        messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(told)]
+        conversation = self._media_named(parse_messages(messages, None))
+        self._check_text(*(part.text for message in conversation for part in message.parts if isinstance(part, Text)))
+        return conversation
 
     def complete(self, asked: CompletionRequest) -> list[Request]:
         """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
@@ -211,6 +231,34 @@ class Service:
             async for state in states:
                 answers = state
         return answers
+
+    async def explain(self, asked: ExplanationRequest) -> list[ExplainedWord]:
+        """Where the model looks for each word of an answer; one request after the other, beside the engine."""
+        self._check_answers()
+
+        def work() -> list[ExplainedWord]:
+            conversation = self._conversation(asked.messages)
+            if self._check_text(asked.answer) > EXPLAINED_TOKENS:
+                raise APIError(400, f"over {EXPLAINED_TOKENS} tokens of an answer are not explained", "answer")
+            media = sum(not isinstance(part, Text) for message in conversation for part in message.parts)
+            if media > EXPLAINED_MEDIA:
+                raise APIError(400, f"over {EXPLAINED_MEDIA} media are not explained", "messages")
+            found = explain(self.explained, conversation, asked.answer)
+            audio = self.assistant.model.config.audio
+            return [
+                ExplainedWord(
+                    text=word.text,
+                    probability=word.probability,
+                    blind=word.blind,
+                    pictures=[
+                        picture_uri(picture, max(picture.size))
+                        for picture in pictures(found, word, audio.sample_rate if audio else 0)
+                    ],
+                )
+                for word in found.words
+            ]
+
+        return await asyncio.get_running_loop().run_in_executor(self.explaining, work)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """The unit vector of each text, and how many tokens they are together."""

@@ -44,6 +44,29 @@ def answers(page: Page):
     return page.locator(".message.assistant:not(.waiting) .said")
 
 
+def test_each_word_of_an_answer_shows_where_it_looked(page, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    page.locator("summary").click()
+    page.fill("#tokens", "6")
+    page.set_input_files("#files", tmp_path / "a.png")
+    page.fill("#text", "What?")
+    page.keyboard.press("Enter")
+    expect(answers(page)).to_have_count(1)
+    said = answers(page).text_content() or ""
+    page.get_by_role("button", name="Where did it look?").click()
+    words = page.locator(".word")
+    expect(words.first).to_be_visible()
+    assert "".join(words.all_text_contents()) == "".join(said.split())
+    expect(page.locator(".seen img")).to_have_count(1)
+    expect(page.locator(".seen p")).to_have_text(re.compile(r"\d+ % likely, \d+ % without what was sent"))
+    words.last.focus()
+    expect(words.last).to_have_attribute("aria-pressed", "true")
+    page.locator("#text").fill("And now?")
+    page.keyboard.press("Enter")
+    expect(answers(page)).to_have_count(2)
+    expect(page.get_by_role("button", name="Where did it look?")).to_have_count(0)  # nothing new was sent
+
+
 def test_a_picture_and_a_question_by_the_keyboard_get_the_answer_of_the_api(page, server, tmp_path):
     expect(page.locator("#model")).to_have_text("tiny")
     (tmp_path / "a.png").write_bytes(png(1))

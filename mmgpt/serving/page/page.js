@@ -148,10 +148,67 @@ async function answer() {
     // What was not answered is no part of the conversation, so that it can go on.
     if (text) conversation.push({ role: "assistant", content: text });
     else conversation.pop();
+    if (text && told.some((one) => one.role === "user" && one.content.some((part) => part.type !== "text")))
+      offerExplanation(message, [...told].slice(0, told === conversation ? -1 : undefined), text);
     message.classList.remove("waiting");
     running = null;
     $("send").textContent = "Send";
   }
+}
+
+// What the answer was made of: a button below it, then each of its words with where the model looked for it.
+function offerExplanation(message, told, text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "why";
+  button.textContent = "Where did it look?";
+  button.onclick = async () => {
+    button.disabled = true;
+    button.textContent = "Looking …";
+    try {
+      const response = await fetch("v1/explanations", {
+        method: "POST",
+        headers: { "Content-Type": "application/json", ...headers() },
+        body: JSON.stringify({ model: $("model").textContent, messages: told, answer: text }),
+      });
+      if (!response.ok) throw new Error(await failure(response));
+      showExplanation(message, (await response.json()).words);
+      button.remove();
+    } catch (error) {
+      button.textContent = error.message;
+    }
+  };
+  message.append(button);
+}
+
+function showExplanation(message, words) {
+  const seen = document.createElement("div");
+  seen.className = "seen";
+  const said = message.querySelector(".said");
+  const buttons = words.map((word) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "word";
+    button.textContent = word.text.trim();
+    button.onclick = button.onfocus = button.onmouseenter = () => {
+      for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+      const told = document.createElement("p");
+      const share = (value) => `${Math.round(100 * value)} %`;
+      told.textContent = `${share(word.probability)} likely, ${share(word.blind)} without what was sent`;
+      const pictures = word.pictures.map((source) => {
+        const picture = document.createElement("img");
+        picture.src = source;
+        picture.alt = `where it looked for ${word.text.trim()}`;
+        return picture;
+      });
+      seen.replaceChildren(told, ...pictures);
+    };
+    return button;
+  });
+  said.replaceChildren(...buttons.flatMap((button) => [button, " "]));
+  message.append(seen);
+  buttons[0]?.onclick();
+  message.scrollIntoView({ block: "end" });
 }
 
 $("form").onsubmit = async (event) => {
