@@ -118,7 +118,7 @@ def request(number: int) -> Request:
         audio = {"data": base64.b64encode(data).decode(), "format": "wav"}
         parts, prompt = [{"type": "input_audio", "input_audio": audio}], [mmgpt.Audio(data)]
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
-    body = {"model": "model", "messages": [message], "temperature": 0, "max_tokens": TOKENS, "stream": True}
+    body = {"messages": [message], "temperature": 0, "max_tokens": TOKENS, "stream": True}
     return Request(body, [*prompt, question])
 
 
@@ -170,7 +170,6 @@ class Server:
                 sys.exit(f"the server did not start: {self._said()}")
             time.sleep(0.1)
         self.address = match[0]
-        self.name = httpx.get(f"{self.address}/v1/models").json()["data"][0]["id"]
 
     def _said(self) -> str:
         return self.log.read_text("utf-8")
@@ -199,9 +198,7 @@ async def ask(client: httpx.AsyncClient, server: Server, body: dict[str, Any]) -
     """One request, streamed."""
     began = time.perf_counter()
     first, pieces = 0.0, []
-    async with client.stream(
-        "POST", f"{server.address}/v1/chat/completions", json=body | {"model": server.name}
-    ) as reply:
+    async with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as reply:
         if reply.status_code != 200:
             await reply.aread()
             return Reply(reply.status_code, "", 0.0, time.perf_counter() - began, 0)
