@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmgpt.cli import options
 from mmgpt.errors import ConfigError
+from mmgpt.serving.moderation import BlockList
 from mmgpt.serving.settings import ENVIRONMENT, Limits, listen, read_keys
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -33,6 +34,9 @@ def main(arguments: list[str]) -> None:
         metavar="URL",
         help="a web page's origin that may ask; repeatable",
     )
+    parser.add_argument(
+        "--block-list", metavar="FILE", help="refuse requests, and end answers, with one of these phrases in them"
+    )
     options.add_int8(parser)
     parser.add_argument(
         "--rows", type=_positive, default=32, metavar="N", help="answers decoded at once (default: %(default)s)"
@@ -48,6 +52,7 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
 
     keys = read_keys(args.api_keys)
+    moderator = BlockList.read(args.block_list) if args.block_list else None
     limits = Limits(**{limit.name: getattr(args, f"max_{limit.name}") for limit in fields(Limits)})
     listening = listen(args.host, args.port)
     try:
@@ -67,6 +72,7 @@ def main(arguments: list[str]) -> None:
         keys=keys,
         origins=args.allow_origin,
         rows=args.rows,
+        moderator=moderator,
     )
 
 

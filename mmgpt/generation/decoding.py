@@ -112,13 +112,14 @@ class Choice:
 class Answer:
     """One answer to a prompt.
 
-    `finish` is "stop" (the model ended it, or a stop text or token did), "length" (no room was left) or "cancelled".
+    `finish` is "stop" (the model ended it, or a stop text or token did), "length" (no room was left), "cancelled", or
+    "content_filter" (a server's moderation ended it).
     `choices` are there if log-probabilities were asked for.
     """
 
     tokens: list[int]
     text: str
-    finish: Literal["stop", "length", "cancelled"]
+    finish: Literal["stop", "length", "cancelled", "content_filter"]
     choices: list[Choice] | None = None
 
 

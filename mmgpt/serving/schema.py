@@ -170,7 +170,7 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "content_filter"]
 
 
 class ChatMessage(BaseModel):

@@ -8,6 +8,7 @@ import uvicorn
 
 from mmgpt.assistant import Assistant
 from mmgpt.serving.app import build_app
+from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits
 
@@ -48,6 +49,7 @@ def serve(
     keys: Keys,
     origins: Sequence[str] = (),
     rows: int = 32,
+    moderator: Moderator | None = None,
 ) -> None:
     """Serve a model until the process is told to end.
 
@@ -59,8 +61,9 @@ def serve(
         keys: Who may ask.
         origins: Web pages that may ask from a browser.
         rows: Most answers decoded at once.
+        moderator: Tells of what is sent and answered whether it must not pass.
     """
-    service = Service(assistant, name, limits, rows)
+    service = Service(assistant, name, limits, rows, moderator)
     # h11 is the one parser of HTTP that uvicorn always has.
     config = uvicorn.Config(
         build_app(service, keys, origins), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False

@@ -22,6 +22,7 @@ from mmgpt.generation import Answer, Decoding, Engine, Request
 from mmgpt.processor import Processor, TooLongError
 from mmgpt.serving.errors import APIError
 from mmgpt.serving.metrics import Metrics
+from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.schema import (
     ChatRequest,
     CompletionRequest,
@@ -39,6 +40,8 @@ ENCODERS = 2  # threads that decode media and tokenize
 SCHEMA_CHARACTERS = 1 << 16
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
+FILTERED = "content_filter"
+REFUSED = APIError(400, "the request was refused by this server's moderation", code="content_policy_violation")
 HARMLESS = {"role", "content", "refusal", "annotations"}  # of a message; the last two come with answers sent back
 ROLES = {"developer": "system"}  # how OpenAI calls it now
 
@@ -65,11 +68,15 @@ class Service:
         name: What clients call it.
         limits: What they may ask for.
         rows: Most answers decoded at once.
+        moderator: Tells of what clients send and of what the model answers whether it must not pass.
     """
 
-    def __init__(self, assistant: Assistant, name: str, limits: Limits, rows: int = 32):
+    def __init__(
+        self, assistant: Assistant, name: str, limits: Limits, rows: int = 32, moderator: Moderator | None = None
+    ):
         model, tokenizer = assistant.model, assistant.tokenizer
         self.assistant, self.name, self.limits, self.created = assistant, name, limits, int(time.time())
+        self.moderator = moderator
         self.tokenizer, self.context = tokenizer, model.config.gpt.context
         # The model's limits of time are in its configuration; they are lowered to those of the server.
         lowered = {
@@ -194,7 +201,7 @@ class Service:
         ]
 
     def _check_text(self, *texts: str) -> int:
-        """How many tokens texts are; raises TooLongError if they are beyond the context.
+        """How many tokens texts are. Raises TooLongError: beyond the context, APIError: they must not pass.
 
         So they are refused before media are decoded, and what is far beyond before it is tokenized.
         """
@@ -207,6 +214,8 @@ class Service:
             )
         if (tokens := sum(len(self.tokenizer.encode(text)) for text in texts)) > self.context:
             raise TooLongError(f"{tokens:,} tokens of text, more than the context of {self.context}; shorten it")
+        if self.moderator is not None and any(map(self.moderator, texts)):
+            raise REFUSED
         return tokens
 
     # From requests to answers
@@ -217,12 +226,26 @@ class Service:
         self.metrics.tokens.labels("prompt").inc(sum(len(request.prompt) for request in requests))
         try:
             async with aclosing(self.worker.follow(job)) as states:
+                passed: dict[int, Answer] = {}  # the answers as they were when they last passed
                 async for answers in states:
+                    answers = [self._moderated(passed, number, answer) for number, answer in enumerate(answers)]
                     yield answers
+                    if all(answer.finish == FILTERED for answer in answers):
+                        return
         finally:
             if job.first_token is not None:
                 self.metrics.first_token.observe(job.first_token - began)
             self.metrics.tokens.labels("answer").inc(sum(len(answer.tokens) for answer in job.answers))
+
+    def _moderated(self, passed: dict[int, Answer], number: int, answer: Answer) -> Answer:
+        """The answer, or as much of it as has passed before, ended by the filter."""
+        before = passed.get(number, replace(answer, text="", tokens=[], choices=answer.choices and []))
+        if before.finish == FILTERED:
+            return before
+        if self.moderator is not None and self.moderator(answer.text):
+            answer = replace(before, finish=FILTERED)
+        passed[number] = answer
+        return answer
 
     async def finished(self, began: float, requests: Sequence[Request]) -> list[Answer]:
         """The answers to requests, whole."""

@@ -19,6 +19,7 @@ import uvicorn
 from mmgpt.assistant import Assistant
 from mmgpt.media.write import write_video
 from mmgpt.serving.app import build_app
+from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits, listen
 
@@ -61,8 +62,9 @@ def running(
     keys: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
     rows: int = 8,
+    moderator: Moderator | None = None,
 ) -> Iterator[Running]:
-    service = Service(assistant, "tiny", limits or Limits(tokens=64), rows)
+    service = Service(assistant, "tiny", limits or Limits(tokens=64), rows, moderator)
     listening = listen("127.0.0.1", 0)
     app = build_app(service, Keys(list(keys)), origins)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="warning"))
