@@ -14,7 +14,7 @@ TASKS = {
     "asr": "word and character error rate, as jiwer has them",
     "translation": "BLEU and chrF, as sacrebleu has them",
     "classification": "accuracy and macro-F1",
-    "qa": "exact match and F1 of words, as SQuAD has them",
+    "qa": "exact match and F1 of words, as SQuAD has them; WUPS with --wordnet",
 }
 
 
@@ -30,18 +30,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("references", metavar="REFERENCES", help="what is right")
     parser.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--against", metavar="PREDICTIONS", help="another system, compared sample by sample")
+    parser.add_argument("--wordnet", metavar="DIR", help="WordNet's files (Debian: /usr/share/wordnet), for WUPS of qa")
     parser.add_argument("--json", action="store_true", help="print JSON with all digits, as fractions, for scripts")
     args = parser.parse_args(arguments)
 
     from pathlib import Path
 
+    from mmgpt.evaluation.metrics.wups import WordNet
     from mmgpt.evaluation.predictions import read_predictions, read_references
     from mmgpt.evaluation.scoring import compared, score
 
     references = read_references(Path(args.references), args.task)
     files = [Path(name) for name in (args.predictions, args.against) if name is not None]
     said = [read_predictions(path, args.task, references) for path in files]
-    found = [score(args.task, one, list(references.values())) for one in said]
+    wordnet = WordNet(args.wordnet) if args.wordnet else None
+    found = [score(args.task, one, list(references.values()), wordnet) for one in said]
     differences = compared(*found) if args.against else {}
     if args.json:
         first, *others = found

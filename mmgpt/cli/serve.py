@@ -35,6 +35,13 @@ def main(arguments: list[str]) -> None:
         help="a web page's origin that may ask; repeatable",
     )
     parser.add_argument(
+        "--allow-fetch",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch media at addresses of this host, *.its.parts, or * for all of the internet; repeatable",
+    )
+    parser.add_argument(
         "--block-list", metavar="FILE", help="refuse requests, and end answers, with one of these phrases in them"
     )
     options.add_int8(parser)
@@ -73,6 +80,7 @@ def main(arguments: list[str]) -> None:
         origins=args.allow_origin,
         rows=args.rows,
         moderator=moderator,
+        fetch=args.allow_fetch,
     )
 
 

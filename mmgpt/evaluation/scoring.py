@@ -17,6 +17,7 @@ from mmgpt.evaluation.metrics.text import (
     word_error_rate,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
+from mmgpt.evaluation.metrics.wups import WordNet, wups
 from mmgpt.evaluation.predictions import Reference
 
 SEED = 0  # of the resamples
@@ -52,13 +53,16 @@ class Scores:
         return {name: percentiles(values) for name, values in self.resampled.items()}
 
 
-def score(task: str, candidates: Sequence[str], references: Sequence[Reference]) -> Scores:
+def score(
+    task: str, candidates: Sequence[str], references: Sequence[Reference], wordnet: WordNet | None = None
+) -> Scores:
     """The metrics of a task.
 
     Args:
         task: One of caption, vqa, asr, translation, classification, qa.
         candidates: A prediction for each sample.
         references: What is right for each sample.
+        wordnet: With it, answers of qa are also scored by WUPS.
     """
     texts = [reference.texts for reference in references]
     counts = {len(group) for group in texts}
@@ -85,6 +89,8 @@ def score(task: str, candidates: Sequence[str], references: Sequence[Reference])
         scores = dict(zip(("accuracy", "macro-F1"), classification(candidates, texts), strict=True))
     else:
         scores = dict(zip(("exact match", "F1"), squad(candidates, texts), strict=True))
+        if wordnet is not None:
+            scores |= {f"WUPS@{limit}": wups(candidates, texts, wordnet, limit) for limit in (0.9, 0.0)}
     values = {name: one.value for name, one in scores.items()}
     return Scores(values, bootstrap(scores, SEED), signature, left_out)
 

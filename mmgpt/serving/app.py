@@ -79,6 +79,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Answer a conversation of texts, pictures, sounds and videos."""
         began = time.monotonic()
         service.check_model(asked.model)
+        asked.messages = await service.fetched(asked.messages)
         requests = await service.aside(partial(service.chat, asked))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
 
@@ -173,6 +174,7 @@ def _add_others(app: FastAPI, service: Service) -> None:
     async def explain(asked: schema.ExplanationRequest) -> schema.Explanation:
         """Where the model looks and listens for each word of an answer."""
         service.check_model(asked.model)
+        asked.messages = await service.fetched(asked.messages)
         return schema.Explanation(model=service.name, words=await service.explain(asked))
 
     @app.get("/v1/models")

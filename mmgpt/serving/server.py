@@ -8,6 +8,7 @@ import uvicorn
 
 from mmgpt.assistant import Assistant
 from mmgpt.serving.app import build_app
+from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits
@@ -50,6 +51,7 @@ def serve(
     origins: Sequence[str] = (),
     rows: int = 32,
     moderator: Moderator | None = None,
+    fetch: Sequence[str] = (),
 ) -> None:
     """Serve a model until the process is told to end.
 
@@ -62,8 +64,9 @@ def serve(
         origins: Web pages that may ask from a browser.
         rows: Most answers decoded at once.
         moderator: Tells of what is sent and answered whether it must not pass.
+        fetch: Hosts from which media at addresses are fetched.
     """
-    service = Service(assistant, name, limits, rows, moderator)
+    service = Service(assistant, name, limits, rows, moderator, Fetcher(fetch, limits.body) if fetch else None)
     # h11 is the one parser of HTTP that uvicorn always has.
     config = uvicorn.Config(
         build_app(service, keys, origins), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False

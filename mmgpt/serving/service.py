@@ -1,6 +1,7 @@
 """What the server does, apart from HTTP: from what a client asked to answers."""
 
 import asyncio
+import base64
 import json
 import secrets
 import time
@@ -21,6 +22,7 @@ from mmgpt.evaluation.pictures import picture_uri
 from mmgpt.generation import Answer, Decoding, Engine, Request
 from mmgpt.processor import Processor, TooLongError
 from mmgpt.serving.errors import APIError
+from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.metrics import Metrics
 from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.schema import (
@@ -37,6 +39,7 @@ from mmgpt.tasks import TASKS
 
 T = TypeVar("T")
 ENCODERS = 2  # threads that decode media and tokenize
+FETCHERS = 8  # threads that wait for media of others
 SCHEMA_CHARACTERS = 1 << 16
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
@@ -69,14 +72,22 @@ class Service:
         limits: What they may ask for.
         rows: Most answers decoded at once.
         moderator: Tells of what clients send and of what the model answers whether it must not pass.
+        fetcher: Gets media at addresses that clients send; None: they are refused.
     """
 
     def __init__(
-        self, assistant: Assistant, name: str, limits: Limits, rows: int = 32, moderator: Moderator | None = None
+        self,
+        assistant: Assistant,
+        name: str,
+        limits: Limits,
+        rows: int = 32,
+        moderator: Moderator | None = None,
+        fetcher: Fetcher | None = None,
     ):
         model, tokenizer = assistant.model, assistant.tokenizer
         self.assistant, self.name, self.limits, self.created = assistant, name, limits, int(time.time())
-        self.moderator = moderator
+        self.moderator, self.fetcher = moderator, fetcher
+        self.fetching = ThreadPoolExecutor(FETCHERS, "fetch")
         self.tokenizer, self.context = tokenizer, model.config.gpt.context
         # The model's limits of time are in its configuration; they are lowered to those of the server.
         lowered = {
@@ -94,7 +105,7 @@ class Service:
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
 
     def close(self) -> None:
-        for pool in (self.pool, self.explaining):
+        for pool in (self.pool, self.explaining, self.fetching):
             pool.shutdown(wait=False, cancel_futures=True)
         self.worker.stop()
 
@@ -122,6 +133,21 @@ class Service:
     async def aside(self, work: Callable[[], T]) -> T:
         """What work returns, done in the pool: neither the event loop nor the engine waits for it."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    async def fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with what lies at the addresses in them; as they are, if nothing is fetched."""
+        if self.fetcher is None:
+            return messages
+        places = [place for message in messages for place in _addresses(message)]
+        if len(places) > self.limits.media:
+            raise APIError(400, f"{len(places)} media are over the {self.limits.media} of this server", "messages")
+        room = self.limits.body
+        for place in places:
+            data = await asyncio.get_running_loop().run_in_executor(self.fetching, self.fetcher, place["url"])
+            if (room := room - len(data)) < 0:
+                raise APIError(400, f"media are over the {self.limits.body:,} bytes of this server", "messages")
+            place["url"] = f"data:;base64,{base64.b64encode(data).decode()}"
+        return messages
 
     # From what was asked to requests of the engine; all of it runs in the pool
 
@@ -300,6 +326,18 @@ def _plain(message: dict[str, Any], where: str) -> dict[str, Any]:
     if other := next((key for key, value in message.items() if value and key not in HARMLESS), None):
         raise APIError(400, f"{where}.{shown(other)} is not supported here; leave it out", "messages")
     return {**message, "role": ROLES.get(str(message.get("role")), message.get("role"))}
+
+
+def _addresses(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a message with an address of http in them."""
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        for kind in ("image_url", "video_url"):
+            place = part.get(kind) if isinstance(part, dict) else None
+            if not isinstance(place, dict) or not isinstance(url := place.get("url"), str):
+                continue
+            if url.lower().startswith(("http://", "https://")):
+                yield place
 
 
 def _named(part: Part, place: str) -> Part:

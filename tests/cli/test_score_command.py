@@ -123,3 +123,19 @@ def test_what_does_not_fit_is_one_line(mmgpt_command, files, spoken):
     assert 'few.tsv: no prediction with the id "1" (2 more are like it)' in against
     assert "required: --task" in mmgpt_command("score", good, truths).error(2)
     assert "invalid choice: 'sing'" in mmgpt_command("score", good, truths, "--task", "sing").error(2)
+
+
+def test_wups_is_told_where_wordnet_is_given(mmgpt_command, files, tmp_path):
+    index = (("seat", 100), ("bed", 200), ("sofa", 300))
+    (tmp_path / "index.noun").write_text("".join(f"{word} n 1 1 @ 1 0 {at:08}\n" for word, at in index))
+    (tmp_path / "data.noun").write_text(
+        "00000100 03 n 01 seat 0 000 | top\n00000200 03 n 01 bed 0 001 @ 00000100 n 0000 | kind\n"
+        "00000300 03 n 01 sofa 0 001 @ 00000100 n 0000 | kind\n"
+    )
+    (tmp_path / "noun.exc").write_text("")
+    said, truth = files("said.tsv", {"1": "bed", "2": "sofa"}), files("truth.tsv", {"1": "sofa", "2": "sofa"})
+    told = json.loads(mmgpt_command("score", said, truth, "--task", "qa", "--wordnet", tmp_path, "--json").out)
+    assert told["metrics"]["WUPS@0.0"] == pytest.approx((0.5 + 1) / 2)  # 2 * 1 / (1 + 1 + 2 * 1)
+    assert told["metrics"]["WUPS@0.9"] == pytest.approx((0.05 + 1) / 2)
+    told = mmgpt_command("score", said, truth, "--task", "qa", "--wordnet", tmp_path / "no")
+    assert "apt install wordnet-base" in told.error(1)

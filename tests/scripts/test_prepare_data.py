@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from zipfile import ZipFile
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmgpt.cli.main import main as mmgpt_main
 from mmgpt.content import text_of
 from mmgpt.data.parquet import read_parquet
 
@@ -157,6 +159,16 @@ def test_sentences_are_translated_either_way(prepared, tmp_path):
     ]  # fmt: skip
 
 
+def in_this_process(program: object, *arguments: object) -> None:
+    script = str(arguments[0]) if str(arguments[0]).endswith(".py") else ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script or str(program), *map(str, arguments[bool(script) :])])
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            mmgpt_main()
+
+
 def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch, capfd):
     import reproduce
 
@@ -168,6 +180,7 @@ def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     small = ("--epochs", "1", "--model.gpt.width", "16", "--data.vocab_size", "280")
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "sst2", str(folder), *small])
+    monkeypatch.setattr(reproduce, "run", in_this_process)  # which has imported already what each would import anew
     reproduce.main()
     told = capfd.readouterr().out
     assert re.search(r"\| sst2, dev, 6 \| 0\.\d \| 0\.\d\d M \| accuracy \d+\.\d \[\d+\.\d–\d+\.\d\] \|  \|", told)

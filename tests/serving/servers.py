@@ -19,6 +19,7 @@ import uvicorn
 from mmgpt.assistant import Assistant
 from mmgpt.media.write import write_video
 from mmgpt.serving.app import build_app
+from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits, listen
@@ -63,8 +64,9 @@ def running(
     origins: tuple[str, ...] = (),
     rows: int = 8,
     moderator: Moderator | None = None,
+    fetcher: Fetcher | None = None,
 ) -> Iterator[Running]:
-    service = Service(assistant, "tiny", limits or Limits(tokens=64), rows, moderator)
+    service = Service(assistant, "tiny", limits or Limits(tokens=64), rows, moderator, fetcher)
     listening = listen("127.0.0.1", 0)
     app = build_app(service, Keys(list(keys)), origins)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="warning"))
