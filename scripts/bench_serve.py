@@ -44,6 +44,7 @@ from mmgpt.tokenizer import Tokenizer
 TOKENS = 24  # of an answer, at most
 CLIENTS = (1, 4, 16, 64)
 HOSTILE_SHARE = 0.1
+KINDS = 60  # different requests of the soak, which the server's caches hold before long
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def hostile(number: int) -> tuple[bytes, bool]:
                 ]
             }
         ).encode(),
-        lambda: json.dumps(request(number).body).encode(),
+        lambda: json.dumps(request(number % KINDS).body).encode(),
     ]
     kind = number % len(kinds)
     return kinds[kind](), kind == len(kinds) - 1
@@ -278,15 +279,14 @@ def load(model: str, count: int) -> None:
 
 def soak(model: str, count: int) -> None:
     """Many requests, some of them hostile: wrong answers, statuses, and memory."""
-    kinds = 60
-    requests = [request(number) for number in range(kinds)]
+    requests = [request(number) for number in range(KINDS)]
     assistant = mmgpt.load(model)
     alone = [
         assistant.reply([[mmgpt.Message.of("user", *each.prompt)]], max_new_tokens=TOKENS, temperature=0.0)[0]
         for each in requests
     ]
     draw = random.Random(0)
-    plan = [(draw.random() < HOSTILE_SHARE, draw.randrange(kinds)) for _ in range(count)]
+    plan = [(draw.random() < HOSTILE_SHARE, draw.randrange(KINDS)) for _ in range(count)]
     statuses: Counter[str] = Counter()
     wrong: list[int] = []
     memory: list[float] = []
@@ -295,7 +295,7 @@ def soak(model: str, count: int) -> None:
         async def work(client: httpx.AsyncClient, i: int) -> None:
             bad, number = plan[i]
             if bad:
-                statuses[await attack(client, number + kinds * i)] += 1
+                statuses[await attack(client, number + KINDS * i)] += 1
             else:
                 reply = await ask(client, server, requests[number].body)
                 statuses[str(reply.status)] += 1

@@ -163,11 +163,18 @@ def test_train_leaves_a_model_a_report_and_the_configuration(mmgpt_command, tmp_
     assert "CIDEr" in mmgpt_command("info", tmp_path / "run").out
 
 
+def heed_ctrl_c() -> None:
+    """Shells let what they start in the background ignore it, and the tests may have been."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_run_with_one_line_and_leaves_the_last_checkpoint_valid(tmp_path):
     run = tmp_path / "run"
     save_config(wall_config(write_walls(tmp_path / "data"), run, epochs=100_000))
     command = [Path(sys.executable).with_name("mmgpt"), "train", "--config", run / "config.yaml"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    ) as process:
         try:
             patience = time.monotonic() + 180  # imports take long on a busy machine
             while not (run / "last" / checkpoint.POINTER).exists():
