@@ -9,6 +9,7 @@ run that was interrupted goes on. All answers are then in runs/NAME/eval/report.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def main() -> None:
     mmgpt = Path(sys.executable).with_name("mmgpt")
     settings = ("--config", CONFIGS / f"{args.name}.yaml", "--data.path", data, "--out", out, "--resume", "true")
     run(mmgpt, "train", *settings, *rest)
+    shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
     what = ("--format", recipe.format, "--data", data, "--task", recipe.task, "--out", out / "eval")
     run(mmgpt, "eval", out, *what, *recipe.evaluate)
     head = "| data | minutes | parameters | metric and score [95 %] | media shuffled |"
