@@ -5,7 +5,6 @@ captions.failed.jsonl      {"image": name, "reason": text} of those that cannot 
 captions.settings.json     the model and the decoding: captions of others are not mixed with these
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,12 @@ from itertools import chain, tee
 from pathlib import Path
 from typing import BinaryIO
 
-from mmgpt import checkpoint
 from mmgpt.assistant import load
 from mmgpt.content import Image
 from mmgpt.data.pictures import Pictures
 from mmgpt.data.rows import Cell
 from mmgpt.errors import MediaError
-from mmgpt.evaluation.asking import Asked, said
+from mmgpt.evaluation.asking import Asked, said, settings_of
 from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress_bar
 from mmgpt.tasks import TASKS
@@ -41,7 +39,7 @@ def caption_all(
 ) -> Captioned:
     """Caption each picture once, though it be given twice, and go on where a start before this one has ended.
 
-    Pictures are decoded in threads ahead of the model. What grows with their number is a hash for each, not more.
+    Pictures are decoded in threads ahead of the model. What grows with their number is a hash for each, and its name.
 
     Args:
         model: Its directory, or a Hub id.
@@ -57,13 +55,9 @@ def caption_all(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     side = out.with_suffix(".failed.jsonl")
-    settings = {
-        "model": {"name": model, "sha256": checkpoint.fingerprint(model), "int8": int8},
-        "decoding": json.loads(as_json(dataclasses.asdict(decoding))),
-    }
     with ExitStack() as stack:
         stack.enter_context(held(out.with_name(f".{out.stem}.lock")))
-        agree(out.with_suffix(".settings.json"), settings, out)
+        agree(out.with_suffix(".settings.json"), settings_of(model, int8, decoding), out)
         told, lost = (stack.enter_context(path.open("a+b", buffering=0)) for path in (out, side))
         described, failed = _names(told), _names(lost)
         done = described | failed

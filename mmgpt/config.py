@@ -361,18 +361,23 @@ def video_grid(config: VideoEncoderConfig, audio: AudioEncoderConfig | None, sou
 
 
 def slot_count(config: AdapterConfig, tokens: TokenGrid) -> int:
-    """How many features the adapter makes of an encoder's tokens: slots of the sequence that they fill.
+    """How many features the adapter makes of an encoder's tokens: slots of the sequence that they fill."""
+    return slot_grid(config, tokens).count
+
+
+def slot_grid(config: AdapterConfig, tokens: TokenGrid) -> TokenGrid:
+    """The shape of the features that the adapter makes of an encoder's tokens; those of a resampler have no places.
 
     pixel_shuffle rounds each side of the grid up (the rim is filled with zeros) and passes prefix and suffix tokens on
     one by one; a grid of one column is shuffled along its rows alone.
     """
     if config.kind == "resampler":
-        return config.queries
+        return TokenGrid(config.queries)
     if config.kind == "pixel_shuffle":
         across = 1 if tokens.columns == 1 else config.factor
-        grid = -(-tokens.rows // config.factor) * -(-tokens.columns // across)
-        return tokens.prefix + grid + tokens.suffix
-    return tokens.count
+        rows, columns = -(-tokens.rows // config.factor), -(-tokens.columns // across)
+        return TokenGrid(rows, columns, tokens.prefix, tokens.suffix)
+    return tokens
 
 
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:

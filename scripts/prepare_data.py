@@ -21,6 +21,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmgpt.data.splits import members
 from mmgpt.files import atomic_write
 
 GROUP = 100  # rows that are read at once
@@ -112,8 +113,8 @@ PREPARE = {make.__name__: make for make in (easy_vqa, daquar, fashion_mnist, cif
 
 def held_out(names: Iterable[str]) -> dict[str, str]:
     """The split of each name."""
-    ordered = sorted(set(names))
-    return {name: "train" if i % 10 else "dev" for i, name in enumerate(ordered)}
+    every = dict.fromkeys(names)
+    return dict.fromkeys(every, "train") | dict.fromkeys(members(every, "dev"), "dev")
 
 
 def main() -> None:

@@ -6,10 +6,7 @@ from mmgpt.cli import options
 def main(arguments: list[str]) -> None:
     parser = options.parser("ask", "Answer a question about pictures, sounds or videos, or about nothing but words.")
     parser.add_argument("question")
-    for modality in ("image", "audio", "video"):
-        parser.add_argument(
-            f"--{modality}", action="append", default=[], metavar="FILE", help="may be given several times"
-        )
+    options.add_media(parser)
     options.add_model(parser)
     options.add_decoding(parser)
     args = parser.parse_args(arguments)

@@ -10,10 +10,7 @@ def main(arguments: list[str]) -> None:
         "explain", "Where a model looks in pictures, sounds and videos for each word it says: a page, and pictures."
     )
     parser.add_argument("question", nargs="?", help="(default: to describe what is seen, or transcribe what is heard)")
-    for modality in ("image", "audio", "video"):
-        parser.add_argument(
-            f"--{modality}", action="append", default=[], metavar="FILE", help="may be given several times"
-        )
+    options.add_media(parser)
     parser.add_argument("--answer", metavar="TEXT", help="explain this answer instead of the model's own")
     parser.add_argument(
         "--method",
@@ -42,8 +39,7 @@ def main(arguments: list[str]) -> None:
     assistant = mmgpt.load(args.model, int8=args.int8)
     prompt = TASKS["ask"].conversation(*media, prompt=question)
     found = explain(assistant, prompt, args.answer, args.method, Decoding(**options.decoding(args)))
-    heard = assistant.model.config.audio
-    write_explanation(Path(args.out), found, question, heard.sample_rate if heard else 0)
+    write_explanation(Path(args.out), found, question)
     if args.json:
         words = [vars(word) | {"maps": [level.tolist() for level in word.maps]} for word in found.words]
         options.show({"question": question, "words": words})

@@ -59,6 +59,14 @@ def add_int8(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="compute in int8 on the CPU: faster, and nearly as exact")
 
 
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """Media that are asked about: a list of files of each kind."""
+    for modality in ("image", "audio", "video"):
+        parser.add_argument(
+            f"--{modality}", action="append", default=[], metavar="FILE", help="may be given several times"
+        )
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search (default: 1, none)")

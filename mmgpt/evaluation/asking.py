@@ -1,14 +1,17 @@
 """Asking a model many things: answers in order as they come, and what could not be asked."""
 
+import dataclasses
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, tee
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich.progress import track
 
+from mmgpt import checkpoint
 from mmgpt.assistant import Assistant
 from mmgpt.batch import Example
 from mmgpt.content import Message
@@ -16,6 +19,7 @@ from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
 from mmgpt.generation import Decoding, Engine, Request
 from mmgpt.processor import TooLongError
+from mmgpt.resumable import as_json
 
 GROUP = 64  # samples under way at once
 
@@ -45,6 +49,14 @@ class Answers:
 
 
 Asked: TypeAlias = tuple[str, Sequence[Message]]  # where it comes from, and the conversation
+
+
+def settings_of(model: str, int8: bool, decoding: Decoding) -> dict[str, dict[str, Any]]:
+    """What answers depend on but for what is asked, as JSON: other settings may make other answers."""
+    return {
+        "model": {"name": model, "sha256": checkpoint.fingerprint(model), "int8": int8},
+        "decoding": json.loads(as_json(dataclasses.asdict(decoding))),
+    }
 
 
 def said(

@@ -28,7 +28,7 @@ from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
-from mmgpt.evaluation.asking import Answered, choices, replies
+from mmgpt.evaluation.asking import Answered, choices, replies, settings_of
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
@@ -207,13 +207,9 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
     data = hashlib.sha256()
     for sample in samples:
         data.update(as_json([_asked(sample), sample.references]))
+    settings = settings_of(exam.model, exam.int8, exam.decoding)
     return {
-        "model": {
-            "name": exam.model,
-            "sha256": checkpoint.fingerprint(exam.model),
-            "configuration_sha256": hashlib.sha256(as_json(config)).hexdigest(),
-            "int8": exam.int8,
-        },
+        "model": settings["model"] | {"configuration_sha256": hashlib.sha256(as_json(config)).hexdigest()},
         "data": {
             "format": exam.format,
             "path": exam.path,
@@ -223,7 +219,7 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
             "samples": len(samples),
             "sha256": data.hexdigest(),
         },
-        "decoding": json.loads(as_json(dataclasses.asdict(exam.decoding))) | {"choose": exam.choose},
+        "decoding": settings["decoding"] | {"choose": exam.choose},
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgpt.assistant import Assistant
 from mmgpt.batch import Example, MediaInput, collate
-from mmgpt.config import slot_count
+from mmgpt.config import slot_grid
 from mmgpt.content import Message
 from mmgpt.errors import ConfigError, MediaError
 from mmgpt.generation import Decoding
@@ -68,10 +68,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The words of an answer, and the surfaces that their maps lie on."""
+    """The words of an answer, and the surfaces that their maps lie on.
+
+    `rate` is that of sounds as their encoder hears them, samples a second; 0 where there is none.
+    """
 
     surfaces: list[Surface]
     words: list[Word]
+    rate: int
 
 
 @torch.inference_mode()
@@ -102,19 +106,22 @@ def explain(
         [answer] = assistant.reply_examples([before], decoding or Decoding())
     example = assistant.processor.encode_answer(before, answer)
     surfaces = [surface for _, item in example.media for surface in _surfaces(item)]
+    rate = 0 if (audio := assistant.model.config.audio) is None else audio.sample_rate
     ids = example.ids[len(before) : -1]
     if not ids:
-        return Explanation(surfaces, [])
+        return Explanation(surfaces, [], rate)
     spans = _words(assistant, ids)
-    found = (_occluded if method == "occlusion" else _rolled_out)(assistant, example, len(before), surfaces)
     seen = _log_probabilities(assistant, [example], len(before))[0]  # tokens
+    if method == "occlusion":
+        found, merged = _occluded(assistant, example, len(before), surfaces, seen), torch.sum
+    else:
+        found, merged = _rolled_out(assistant, example, len(before), surfaces), torch.mean
     blind = _log_probabilities(assistant, [_without(example, surfaces)], len(before))[0]
     words = []
     for text, span in spans:
-        maps = [each[span].sum(0) if method == "occlusion" else each[span].mean(0) for each in found]
         shares = (float(logs[span].sum().exp()) for logs in (seen, blind))
-        words.append(Word(text, *shares, maps=[one.cpu().numpy() for one in maps]))
-    return Explanation(surfaces, words)
+        words.append(Word(text, *shares, maps=[merged(each[span], dim=0).cpu().numpy() for each in found]))
+    return Explanation(surfaces, words, rate)
 
 
 def _words(assistant: Assistant, ids: list[int]) -> list[tuple[str, slice]]:
@@ -147,9 +154,13 @@ def _log_probabilities(assistant: Assistant, examples: Sequence[Example], start:
 # --- occlusion
 
 
-def _occluded(assistant: Assistant, example: Example, start: int, surfaces: Sequence[Surface]) -> list[Tensor]:
-    """For each surface (tokens, *cells): the mean of what is lost when a place with this cell in it is hidden."""
-    whole = _log_probabilities(assistant, [example], start)[0]  # tokens
+def _occluded(
+    assistant: Assistant, example: Example, start: int, surfaces: Sequence[Surface], whole: Tensor
+) -> list[Tensor]:
+    """For each surface (tokens, *cells): the mean of what is lost when a place with this cell in it is hidden.
+
+    `whole` (tokens,) are the log-probabilities with nothing hidden.
+    """
     maps = []
     for surface in surfaces:
         lost, counts = whole.new_zeros(len(whole), *surface.cells), whole.new_zeros(surface.cells)
@@ -251,20 +262,20 @@ def _rolled_out(assistant: Assistant, example: Example, start: int, surfaces: Se
     maps = []
     for surface in surfaces:
         item, adapter = surface.item, config.adapter(surface.item.modality)
-        factor = adapter.factor if adapter.kind == "pixel_shuffle" else 1
-        grid = item.grid
-        across = -(-grid.columns // (1 if grid.columns == 1 else factor))
-        rows = -(-grid.rows // factor)
+        grid = slot_grid(adapter, item.grid)
         frames = len(item.data) if item.modality == "video" else 1
-        if adapter.kind == "resampler" or rows % frames:
+        if adapter.kind == "resampler" or grid.rows % frames:
             raise ConfigError(f"roll-out: the slots of {item.modality} have no place; use occlusion")
-        assert slot_count(adapter, grid) == item.slots
         first = next(at for at, other in example.media if other is item)
         share = flow[:, first : first + item.slots]  # tokens, slots
         if surface.part == "sound":
             maps.append(share[:, item.slots - grid.suffix :])
             continue
         share = share[:, grid.prefix : item.slots - grid.suffix]
-        shape = {"image": (rows, across), "audio": (rows,), "video": (frames, rows // frames, across)}[item.modality]
-        maps.append(share.unflatten(1, shape))
+        shapes = {
+            "image": (grid.rows, grid.columns),
+            "audio": (grid.rows,),
+            "video": (frames, grid.rows // frames, grid.columns),
+        }
+        maps.append(share.unflatten(1, shapes[item.modality]))
     return maps

@@ -18,24 +18,22 @@ LEAST = 0.1  # of a map, in nats or as a share: a word whose map is lower everyw
 _VEIL = np.array([18, 20, 24], dtype=float)  # over what does not matter
 
 
-def pictures(found: Explanation, word: Word, rate: int) -> list[Image.Image]:
-    """A picture for each surface: dark where the word does not look.
-
-    Args:
-        found: What the word is of.
-        word: The one.
-        rate: Samples a second of sounds as their encoder hears them; 0 where there is none.
-    """
-    most = max(LEAST, *(float(level.max()) for level in word.maps))
-    return [_lit(surface, level / most, rate) for surface, level in zip(found.surfaces, word.maps, strict=True)]
+def pictures(found: Explanation) -> list[list[Image.Image]]:
+    """For each word a picture of each surface: dark where the word does not look."""
+    plain = [_plain(surface, found.rate) for surface in found.surfaces]
+    lit = []
+    for word in found.words:
+        most = max(LEAST, *(float(level.max()) for level in word.maps))
+        lit.append([_lit(picture, level / most) for picture, level in zip(plain, word.maps, strict=True)])
+    return lit
 
 
-def write_explanation(folder: Path, found: Explanation, question: str, rate: int) -> None:
+def write_explanation(folder: Path, found: Explanation, question: str) -> None:
     """Write FOLDER/explanation.html and, for each word, FOLDER/01-word.png. Raises WriteError."""
     folder.mkdir(parents=True, exist_ok=True)
     cards = []
-    for number, word in enumerate(found.words, 1):
-        sheet = _stacked(pictures(found, word, rate))
+    for number, (word, seen) in enumerate(zip(found.words, pictures(found), strict=True), 1):
+        sheet = _stacked(seen)
         name = "".join(letter for letter in word.text if letter.isalnum()) or "mark"
         with atomic_write(folder / f"{number:02}-{name[:40]}.png") as temporary:
             sheet.save(temporary, "PNG")
@@ -45,7 +43,7 @@ def write_explanation(folder: Path, found: Explanation, question: str, rate: int
 <dl><div><dt>asked</dt><dd>{escape(question)}</dd></div><div><dt>answered</dt><dd>{escape(answer)}</dd></div></dl>
 <p class="legend-line">bright: hiding this place makes the word less likely; blind: how likely it is when all media are
 blank</p></header>
-<section class="surfaces">{"".join(_given(surface, rate) for surface in found.surfaces)}</section>
+<section class="surfaces">{"".join(_given(surface, found.rate) for surface in found.surfaces)}</section>
 <section class="spoken">{"".join(cards)}</section>"""
     style = Path(__file__).with_name("explain.css").read_text(encoding="utf-8")
     write_page(folder / "explanation.html", f"Where it looks: {answer}", body, style)
@@ -69,10 +67,9 @@ def _given(surface: Surface, rate: int) -> str:
     return f'<figure><img src="{picture_uri(picture, max(picture.size))}" alt="what it was given">{sound}</figure>'
 
 
-def _lit(surface: Surface, level: np.ndarray, rate: int) -> Image.Image:
-    """The surface, the darker the lower the level (of 1) there."""
-    picture = _plain(surface, rate)
-    if surface.kind == "video":
+def _lit(picture: Image.Image, level: np.ndarray) -> Image.Image:
+    """The picture of a surface, the darker the lower the level (of 1) there."""
+    if level.ndim == 3:  # of frames, which stand side by side
         level = np.concatenate(list(level), axis=1)  # rows, frames x columns
     level = np.atleast_2d(np.clip(level, 0, 1))
     shade = Image.fromarray((255 * level).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)

@@ -24,7 +24,7 @@ from mmgpt.generation import Answer, Choice, Request, settled
 from mmgpt.serving import schema
 from mmgpt.serving.errors import as_api_error, tell_errors
 from mmgpt.serving.gate import PAGE, Gate
-from mmgpt.serving.service import FILTERED, REFUSED, Service
+from mmgpt.serving.service import FILTERED, Service, refusal
 from mmgpt.serving.settings import Keys
 from mmgpt.tokenizer import Tokenizer
 
@@ -150,7 +150,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         data = await asked.file.read()
         [answer] = await service.finished(began, await service.aside(partial(service.transcribe, asked, data)))
         if answer.finish == FILTERED:
-            raise REFUSED
+            raise refusal()
         text = answer.text.strip()
         return PlainTextResponse(text) if asked.response_format == "text" else schema.Transcription(text=text)
 

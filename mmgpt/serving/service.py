@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from mmgpt.assistant import Assistant, Embedded
@@ -44,7 +45,6 @@ SCHEMA_CHARACTERS = 1 << 16
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
 FILTERED = "content_filter"
-REFUSED = APIError(400, "the request was refused by this server's moderation", code="content_policy_violation")
 HARMLESS = {"role", "content", "refusal", "annotations"}  # of a message; the last two come with answers sent back
 ROLES = {"developer": "system"}  # how OpenAI calls it now
 
@@ -130,20 +130,19 @@ class Service:
                 404, f"there is no model {name!r}; this server has {self.name!r}", "model", "model_not_found"
             )
 
-    async def aside(self, work: Callable[[], T]) -> T:
+    async def aside(self, work: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
         """What work returns, done in the pool: neither the event loop nor the engine waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        return await asyncio.get_running_loop().run_in_executor(pool or self.pool, work)
 
     async def fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The messages with what lies at the addresses in them; as they are, if nothing is fetched."""
         if self.fetcher is None:
             return messages
         places = [place for message in messages for place in _addresses(message)]
-        if len(places) > self.limits.media:
-            raise APIError(400, f"{len(places)} media are over the {self.limits.media} of this server", "messages")
+        self._check_media(len(places))
         room = self.limits.body
         for place in places:
-            data = await asyncio.get_running_loop().run_in_executor(self.fetching, self.fetcher, place["url"])
+            data = await self.aside(partial(self.fetcher, place["url"]), self.fetching)
             if (room := room - len(data)) < 0:
                 raise APIError(400, f"media are over the {self.limits.body:,} bytes of this server", "messages")
             place["url"] = f"data:;base64,{base64.b64encode(data).decode()}"
@@ -216,15 +215,17 @@ class Service:
 
     def _media_named(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with media that errors call by their places. Raises APIError for too many."""
-        count = sum(not isinstance(part, Text) for message in messages for part in message.parts)
-        if count > self.limits.media:
-            raise APIError(400, f"{count} media are over the {self.limits.media} of this server", "messages")
+        self._check_media(_media_count(messages))
         return [
             Message(
                 message.role, tuple(_named(part, f"messages[{i}].content[{j}]") for j, part in enumerate(message.parts))
             )
             for i, message in enumerate(messages)
         ]
+
+    def _check_media(self, count: int) -> None:
+        if count > self.limits.media:
+            raise APIError(400, f"{count} media are over the {self.limits.media} of this server", "messages")
 
     def _check_text(self, *texts: str) -> int:
         """How many tokens texts are. Raises TooLongError: beyond the context, APIError: they must not pass.
@@ -241,7 +242,7 @@ class Service:
         if (tokens := sum(len(self.tokenizer.encode(text)) for text in texts)) > self.context:
             raise TooLongError(f"{tokens:,} tokens of text, more than the context of {self.context}; shorten it")
         if self.moderator is not None and any(map(self.moderator, texts)):
-            raise REFUSED
+            raise refusal()
         return tokens
 
     # From requests to answers
@@ -254,24 +255,19 @@ class Service:
             async with aclosing(self.worker.follow(job)) as states:
                 passed: dict[int, Answer] = {}  # the answers as they were when they last passed
                 async for answers in states:
-                    answers = [self._moderated(passed, number, answer) for number, answer in enumerate(answers)]
-                    yield answers
-                    if all(answer.finish == FILTERED for answer in answers):
+                    if self.moderator is None:
+                        yield answers
+                        continue
+                    moderated = [
+                        _moderated(self.moderator, passed, number, answer) for number, answer in enumerate(answers)
+                    ]
+                    yield moderated
+                    if all(answer.finish == FILTERED for answer in moderated):
                         return
         finally:
             if job.first_token is not None:
                 self.metrics.first_token.observe(job.first_token - began)
             self.metrics.tokens.labels("answer").inc(sum(len(answer.tokens) for answer in job.answers))
-
-    def _moderated(self, passed: dict[int, Answer], number: int, answer: Answer) -> Answer:
-        """The answer, or as much of it as has passed before, ended by the filter."""
-        before = passed.get(number, replace(answer, text="", tokens=[], choices=answer.choices and []))
-        if before.finish == FILTERED:
-            return before
-        if self.moderator is not None and self.moderator(answer.text):
-            answer = replace(before, finish=FILTERED)
-        passed[number] = answer
-        return answer
 
     async def finished(self, began: float, requests: Sequence[Request]) -> list[Answer]:
         """The answers to requests, whole."""
@@ -289,25 +285,20 @@ class Service:
             conversation = self._conversation(asked.messages)
             if self._check_text(asked.answer) > EXPLAINED_TOKENS:
                 raise APIError(400, f"over {EXPLAINED_TOKENS} tokens of an answer are not explained", "answer")
-            media = sum(not isinstance(part, Text) for message in conversation for part in message.parts)
-            if media > EXPLAINED_MEDIA:
+            if _media_count(conversation) > EXPLAINED_MEDIA:
                 raise APIError(400, f"over {EXPLAINED_MEDIA} media are not explained", "messages")
             found = explain(self.explained, conversation, asked.answer)
-            audio = self.assistant.model.config.audio
             return [
                 ExplainedWord(
                     text=word.text,
                     probability=word.probability,
                     blind=word.blind,
-                    pictures=[
-                        picture_uri(picture, max(picture.size))
-                        for picture in pictures(found, word, audio.sample_rate if audio else 0)
-                    ],
+                    pictures=[picture_uri(picture, max(picture.size)) for picture in seen],
                 )
-                for word in found.words
+                for word, seen in zip(found.words, pictures(found), strict=True)
             ]
 
-        return await asyncio.get_running_loop().run_in_executor(self.explaining, work)
+        return await self.aside(work, self.explaining)
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """The unit vector of each text, and how many tokens they are together."""
@@ -326,6 +317,26 @@ def _plain(message: dict[str, Any], where: str) -> dict[str, Any]:
     if other := next((key for key, value in message.items() if value and key not in HARMLESS), None):
         raise APIError(400, f"{where}.{shown(other)} is not supported here; leave it out", "messages")
     return {**message, "role": ROLES.get(str(message.get("role")), message.get("role"))}
+
+
+def refusal() -> APIError:
+    """What is told of what must not pass."""
+    return APIError(400, "the request was refused by this server's moderation", code="content_policy_violation")
+
+
+def _moderated(moderator: Moderator, passed: dict[int, Answer], number: int, answer: Answer) -> Answer:
+    """The answer, or as much of it as has passed before, ended by the filter."""
+    before = passed.get(number, replace(answer, text="", tokens=[], choices=answer.choices and []))
+    if before.finish == FILTERED:
+        return before
+    if moderator(answer.text):
+        answer = replace(before, finish=FILTERED)
+    passed[number] = answer
+    return answer
+
+
+def _media_count(messages: Sequence[Message]) -> int:
+    return sum(not isinstance(part, Text) for message in messages for part in message.parts)
 
 
 def _addresses(message: dict[str, Any]) -> Iterator[dict[str, Any]]:

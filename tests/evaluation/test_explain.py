@@ -176,7 +176,7 @@ def test_the_page_has_a_picture_for_each_word(assistant, tmp_path, monkeypatch):
     frames = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     prompt = asked(some_image(3), some_audio(1), Video(frames, 4.0, some_audio(4)))
     found = explain(assistant, prompt, "A <b> square.")
-    write_explanation(tmp_path, found, "What <i>do</i> you see?", 8000)
+    write_explanation(tmp_path, found, "What <i>do</i> you see?")
     page = (tmp_path / "explanation.html").read_text("utf-8")
     assert "What &lt;i&gt;do&lt;/i&gt; you see?" in page
     assert "&lt;b&gt;" in page

@@ -280,7 +280,7 @@ def test_an_engine_that_fails_fails_those_it_serves_and_nobody_after_them(assist
         asked = {"messages": user(text_part("What?")), "temperature": 0, "max_tokens": 8}
         expected = server.http.post(CHAT, json=asked).json()["choices"]
         assert own.http.post(CHAT, json=asked).json()["choices"] == expected
-        assert own.idle
+        own.wait_until(lambda: own.idle)
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
