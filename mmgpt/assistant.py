@@ -24,6 +24,7 @@ from mmgpt.tokenizer import Tokenizer
 Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
 Embedded: TypeAlias = Source | Text  # a str is a text
 T = TypeVar("T", Image, Audio, Video)
+ROWS = 512  # places whose logits over the vocabulary are computed at once
 
 
 class Assistant:
@@ -190,10 +191,20 @@ class Assistant:
     @torch.inference_mode()
     def likelihoods(self, prompt: Example, answers: Sequence[str]) -> torch.Tensor:
         """Log-probability (answers,) of each whole answer to a prompt, which is encoded once for all."""
-        batch = collate([self.processor.encode_answer(prompt, answer) for answer in answers]).to(self.model.device)
+        return self.log_likelihoods([self.processor.encode_answer(prompt, answer) for answer in answers])
+
+    @torch.inference_mode()
+    def log_likelihoods(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Log-probability (examples,) of each example's supervised tokens; media that they share are encoded once."""
+        batch = collate(examples).to(self.model.device)
         targets = batch.targets
-        logits = self.model.gpt.head(self.model.hidden(batch)[targets - 1]).float()  # targets, vocabulary
-        chosen = logits.log_softmax(1).gather(1, batch.ids[targets, None])[:, 0]  # targets
+        places = zip(self.model.hidden(batch)[targets - 1].split(ROWS), batch.ids[targets].split(ROWS), strict=True)
+        chosen = torch.cat(
+            [
+                self.model.gpt.head(hidden).float().log_softmax(1).gather(1, ids[:, None])[:, 0]  # rows
+                for hidden, ids in places
+            ]
+        )  # targets
         counts = [int(learn.sum()) for learn in batch.supervised.split(batch.lengths)]
         return torch.stack([own.sum() for own in chosen.split(counts)])
 

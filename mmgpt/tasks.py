@@ -9,12 +9,14 @@ from mmgpt.content import Message, Part
 class Task:
     """A way to use the model: the wordings of the request (the first is the default) and how answers are scored.
 
-    Answers of tasks that are `exact` are right or wrong; others are more or less right.
+    Answers of tasks that are `exact` are right or wrong; others are more or less right. Where `likelihood` is measured
+    nothing is said: it counts how likely the model thinks the truth.
     """
 
     prompts: tuple[str, ...]
     metrics: tuple[str, ...]
     exact: bool = False
+    likelihood: bool = False
 
     def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
         """The conversation that asks for this task about the parts, media first."""
@@ -66,5 +68,5 @@ TASKS = {
     "summarize": Task(("Summarize the text.",), ("rouge_l",)),
     "ask": Task(("",), ("exact_match", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),
-    "continue": Task(("",), ()),
+    "continue": Task(("",), ("perplexity", "bits_per_byte", "bits_per_character"), likelihood=True),
 }

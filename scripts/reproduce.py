@@ -55,11 +55,12 @@ def row(name: str, out: Path) -> str:
     told, size = checkpoint.read_training(best), sum(checkpoint.read_sizes(best).values())
     lines = []
     for score in results["scores"]:
-        low, high = (f"{100 * end:.1f}" for end in score["interval"] or (float("nan"),) * 2)
-        control = "" if score["control"] is None else f"{100 * score['control']:.1f}"
+        values = (score["score"], *(score["interval"] or (float("nan"),) * 2), score["control"] or float("nan"))
+        value, low, high, control = (f"{score['times'] * one:.{1 if score['times'] == 100 else 3}f}" for one in values)
+        control = "" if score["control"] is None else control
         what = f"{name}, dev, {score['n']:,}" if not lines else ""
         cost = f"{told['minutes']:.1f} | {size / 1e6:.2f} M" if not lines else " | "
-        metric = f"{score['metric']} {100 * score['score']:.1f} [{low}–{high}]"
+        metric = f"{score['metric']} {value} [{low}–{high}]"
         lines.append(f"| {what} | {cost} | {metric} | {control} |")
     return "\n".join(lines)
 

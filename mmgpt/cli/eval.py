@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mmgpt.cli import options
 from mmgpt.errors import ConfigError
-from mmgpt.run_config import FileFormat
+from mmgpt.run_config import DataConfig, FileFormat
 from mmgpt.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -47,13 +47,16 @@ def main(arguments: list[str]) -> None:
 
     from pathlib import Path
 
+    from mmgpt import checkpoint
     from mmgpt.evaluation.exam import Exam, compared_json, examine, examine_all
     from mmgpt.evaluation.table import print_scores
     from mmgpt.generation import Decoding
 
+    contexts = [checkpoint.read_config(model).gpt.context for model in args.models]
+    length = min(DataConfig.text_length, *(context - 2 for context in contexts))  # no token is less than a byte
     decoding = Decoding(**options.decoding(args))
     exams = [
-        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose)
+        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose, length)
         for model in args.models
     ]
     if len(exams) > 1:
@@ -93,11 +96,13 @@ def _print_comparison(names: list[str], rows: "list[Compared]") -> None:
     for row in rows:
         cells = []
         for i, (score, interval) in enumerate(zip(row.scores, row.intervals, strict=True)):
-            cells += [f"{100 * score:.1f}", "–".join(f"{100 * end:.0f}" for end in interval)]
+            digits = 1 if row.times == 100 else 3
+            ends = "–".join(f"{row.times * end:.{digits - 1}f}" for end in interval)
+            cells += [f"{row.times * score:.{digits}f}", ends]
             if i:
-                cells += [f"{100 * (score - row.scores[0]):+.1f}", f"{row.p[i - 1]:.3f}"]
+                cells += [f"{row.times * (score - row.scores[0]):+.{digits}f}", f"{row.p[i - 1]:.3f}"]
         table.add_row(f"{row.task}, {row.metric}{' ↓' if row.lower_is_better else ''}", *cells, str(row.n))
     console = Console()
     console.print(table)
-    told = "all times 100, on the samples that all models answered; p of the paired bootstrap test against the first"
+    told = "shares times 100, on the samples that all models answered; p of the paired bootstrap test against the first"
     console.print(f"\n{told}", style="dim")

@@ -17,19 +17,27 @@ from mmgpt.batch import Example
 from mmgpt.content import Message
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
+from mmgpt.evaluation.metrics.likelihood import Cost
 from mmgpt.generation import Decoding, Engine, Request
 from mmgpt.processor import TooLongError
 from mmgpt.resumable import as_json
 
 GROUP = 64  # samples under way at once
+TOKENS = 4096  # or more, that are looked at together where nothing is said
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A sample and what the model said to it."""
+    """A sample and what the model said to it, or, where likelihood is measured, what its right answers cost."""
 
     sample: Sample
     prediction: str
+    cost: Cost | None = None
+
+    @property
+    def told(self) -> str:
+        """What is shown of it."""
+        return self.prediction if self.cost is None else str(self.cost)
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,46 @@ def choices(assistant: Assistant, samples: Iterable[Sample], answers: Sequence[s
             yield Answered(sample, answers[int(assistant.likelihoods(prompt, answers).argmax())])
         else:
             yield Lost(sample, _reason(sample.where, prompt))
+
+
+def costs(assistant: Assistant, samples: Iterable[Sample]) -> Iterator[Answered | Lost]:
+    """What the right answers to each sample cost the model, in order, as they come; broken media cost their own sample.
+
+    Raises ConfigError for a model that answers nothing.
+    """
+    assistant.require_answers()
+    samples, again = tee(samples)
+    waiting: list[tuple[Sample, list[Example] | MediaError | TooLongError]] = []
+    for sample, prompt in zip(samples, _encoded(assistant, map(_asked, again)), strict=False):
+        waiting.append((sample, _answers_of(assistant, sample, prompt)))
+        if sum(len(one) for _, found in waiting if isinstance(found, list) for one in found) >= TOKENS:
+            yield from _paid(assistant, waiting)
+            waiting.clear()
+    yield from _paid(assistant, waiting)
+
+
+def _answers_of(
+    assistant: Assistant, sample: Sample, prompt: Example | MediaError | TooLongError
+) -> list[Example] | MediaError | TooLongError:
+    if not isinstance(prompt, Example):
+        return prompt
+    try:
+        return [assistant.processor.encode_answer(prompt, answer) for answer in sample.answers]
+    except (MediaError, TooLongError) as error:
+        return error
+
+
+def _paid(
+    assistant: Assistant, waiting: Sequence[tuple[Sample, list[Example] | MediaError | TooLongError]]
+) -> Iterator[Answered | Lost]:
+    examples = [one for _, found in waiting if isinstance(found, list) for one in found]
+    nats = iter((-assistant.log_likelihoods(examples)).tolist() if examples else ())
+    for sample, found in waiting:
+        if isinstance(found, list):
+            tokens = sum(sum(one.supervised) for one in found)
+            yield Answered(sample, "", Cost(sum(islice(nats, len(found))), tokens))
+        else:
+            yield Lost(sample, _reason(sample.where, found))
 
 
 def _asked(sample: Sample) -> Asked:

@@ -2,7 +2,8 @@
 
     OUT/settings.json   all that the answers depend on
     OUT/answers.jsonl   a line for each sample: its id, task, prompt, truths, the prediction, and as the control what is
-                        said to the same question with the media shuffled among the samples; or why there is none
+                        said to the same question with the media shuffled among the samples; or why there is none. Where
+                        likelihood is measured, what the truth costs takes the place of what is said
     OUT/results.json    the scores, and what must be known to get them again
     OUT/report.html     the scores, and the samples, worst first
 
@@ -14,22 +15,24 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmgpt import checkpoint
-from mmgpt.assistant import load
+from mmgpt.assistant import Assistant, load
 from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
-from mmgpt.evaluation.asking import Answered, choices, replies, settings_of
+from mmgpt.evaluation.asking import Answered, Lost, choices, costs, replies, settings_of
 from mmgpt.evaluation.exam_report import write_exam_report
+from mmgpt.evaluation.metrics.likelihood import Cost
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
 from mmgpt.evaluation.report import TaskScore
 from mmgpt.evaluation.runner import beside, measured, media_of, request_of
@@ -38,6 +41,7 @@ from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress_bar
 from mmgpt.run_config import DataConfig
 from mmgpt.stored import Stored
+from mmgpt.tasks import TASKS
 
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
 LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")
@@ -58,6 +62,7 @@ class Exam:
         int8: Compute in int8.
         choose: Take for the answer the likeliest of those that the samples have, instead of decoding one: what
             `classify` does.
+        text_length: Most bytes of a document of plain text, which some formats cut.
     """
 
     model: str
@@ -69,10 +74,11 @@ class Exam:
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=48))
     int8: bool = False
     choose: bool = False
+    text_length: int = DataConfig.text_length
 
     def samples(self) -> list[Sample]:
         """What is asked, in order. Raises ConfigError, DataError."""
-        found = read_samples(DataConfig(self.format, self.path), self.split)  # type: ignore[arg-type]
+        found = read_samples(DataConfig(self.format, self.path, text_length=self.text_length), self.split)  # type: ignore[arg-type]
         found = list(found if self.limit is None else limited(found, self.limit))
         return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
 
@@ -102,8 +108,8 @@ def examine(exam: Exam, out: Path) -> Examined:
     with held(out / ".lock"):
         agree(out / "settings.json", settings, out / "answers.jsonl")
         lines = _all_lines(exam, out / "answers.jsonl", samples, spoilt)
-    answered = {i: Answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
-    controls = {i: Answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
+    answered = {i: _answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
+    controls = {i: _answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
     failed = {i: line["prediction_failed"] for i, line in enumerate(lines) if "prediction_failed" in line}
     measures = measured(list(answered.values()))
     scores = beside(measures, list(controls.values()))
@@ -133,6 +139,7 @@ class Compared:
         intervals: Their 95 % intervals.
         p: Of each but the first, in the paired bootstrap test against the first (Koehn 2004).
         lower_is_better: True for error rates.
+        times: As in TaskScore.
     """
 
     task: str
@@ -142,6 +149,7 @@ class Compared:
     intervals: list[Interval]
     p: list[float]
     lower_is_better: bool
+    times: int = 100
 
 
 def compare(found: Sequence[Examined]) -> list[Compared]:
@@ -156,9 +164,9 @@ def compare(found: Sequence[Examined]) -> list[Compared]:
             for other, value in zip(resampled[1:], values[1:], strict=True)
         ]
         intervals = [percentiles(one) for one in resampled]
-        first = own[0]
+        first, metric = own[0], own[0].metric
         rows.append(
-            Compared(first.task, first.metric.name, first.score.n, values, intervals, p, first.metric.lower_is_better)
+            Compared(first.task, metric.name, first.score.n, values, intervals, p, metric.lower_is_better, metric.times)
         )
     return rows
 
@@ -185,7 +193,7 @@ def compared_json(row: Compared) -> dict[str, Any]:
 
 
 def score_json(score: TaskScore) -> dict[str, Any]:
-    """A score as the results tell it: fractions with all digits, None where a number is not defined."""
+    """A score as the results tell it: with all digits, None where a number is not defined."""
     return {
         "task": score.task,
         "metric": score.metric,
@@ -194,6 +202,7 @@ def score_json(score: TaskScore) -> dict[str, Any]:
         "control": None if score.control is None else _number(score.control),
         "n": score.n,
         "lower_is_better": score.lower_is_better,
+        "times": score.times,
     }
 
 
@@ -216,6 +225,7 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
             "split": exam.split,
             "task": exam.task,
             "limit": exam.limit,
+            "text_length": exam.text_length,
             "samples": len(samples),
             "sha256": data.hexdigest(),
         },
@@ -234,10 +244,8 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
         for i in range(len(lines), len(samples))
         for one in (samples[i], spoilt[i])[: 1 + bool(media_of(samples[i]))]
     )
-    if exam.choose:
-        found = choices(assistant, asked, sorted({answer for sample in samples for answer in sample.references}))
-    else:
-        found = replies(assistant, asked, exam.decoding)
+    answers = sorted({answer for sample in samples for answer in sample.references}) if exam.choose else []
+    found = _found(assistant, asked, exam, answers)
     with path.open("ab", buffering=0) as file, progress_bar() as progress:
         file.truncate(size)  # of what was half written when it was killed
         bar = progress.add_task("asking", total=len(samples), completed=len(lines))
@@ -245,11 +253,32 @@ def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequen
             line = _asked(samples[i]) | {"truths": samples[i].votes or samples[i].references}
             for name in ("prediction", "control")[: 1 + bool(media_of(samples[i]))]:
                 one = next(found)
-                line |= {name: one.prediction} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
+                line |= {name: _said(one)} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
             file.write(as_json(line) + b"\n")
             lines.append(line)
             progress.advance(bar)
     return lines
+
+
+def _found(
+    assistant: Assistant, asked: Iterable[Sample], exam: Exam, answers: Sequence[str]
+) -> Iterator[Answered | Lost]:
+    """What is said to each sample, in order: the likeliest of `answers`, or what is decoded; or its truth's cost."""
+    for likelihood, some in groupby(asked, lambda sample: TASKS[sample.task].likelihood):
+        if likelihood:
+            yield from costs(assistant, some)
+        elif answers:
+            yield from choices(assistant, some, answers)
+        else:
+            yield from replies(assistant, some, exam.decoding)
+
+
+def _said(one: Answered) -> str | dict[str, Any]:
+    return one.prediction if one.cost is None else dataclasses.asdict(one.cost)
+
+
+def _answered(sample: Sample, said: str | dict[str, Any]) -> Answered:
+    return Answered(sample, said) if isinstance(said, str) else Answered(sample, "", Cost(**said))
 
 
 def _kept(path: Path, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], int]:

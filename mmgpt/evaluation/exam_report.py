@@ -99,7 +99,7 @@ def _card(one: Answered, score: tuple[Measured, float] | None, control: Answered
         card = shown(one, media=media)
     except MediaError:  # it has gone since it was asked
         card = shown(one, media=False)
-    card = replace(card, control=None if control is None else control.prediction)
+    card = replace(card, control=None if control is None else control.told)
     if score is None:
         return card
     of, value = score
@@ -136,7 +136,7 @@ def _by_length(one: Measured) -> str:
     groups = np.searchsorted(_LENGTHS, words)
     if len(set(groups.tolist())) < 2:
         return ""
-    named = TaskScore(one.task, 0.0, 0, unit=one.metric.unit)
+    named = TaskScore(one.task, 0.0, 0, unit=one.metric.unit, times=one.metric.times)
     values = {group: one.score.weighted((groups == group).astype(float)) for group in sorted(set(groups.tolist()))}
     full = max(1.0, *values.values())
     rows = ""

@@ -25,7 +25,7 @@ _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One row of the table of scores. Scores are fractions and are shown times 100.
+    """One row of the table of scores. Most scores are fractions that are shown times 100.
 
     Args:
         task: Name of the task; may come again with another metric.
@@ -33,6 +33,7 @@ class TaskScore:
         n: Number of samples.
         metric: What is measured, in words.
         unit: "%" for shares, "" for points (CIDEr, BLEU).
+        times: What a score is multiplied by where people read it: 100, or 1 for perplexity and bits.
         interval: Low and high end of the 95 % interval.
         control: The score with the media shuffled among the samples.
         groups: Score and number of samples of each sub-group (seen, new combinations).
@@ -46,6 +47,7 @@ class TaskScore:
     n: int
     metric: str = "exactly right"
     unit: str = "%"
+    times: int = 100
     interval: tuple[float, float] | None = None
     control: float | None = None
     groups: Mapping[str, tuple[float, int]] = field(default_factory=dict)
@@ -61,8 +63,12 @@ class TaskScore:
         return self.score <= self.goal if self.lower_is_better else self.score >= self.goal
 
     def shown(self, value: float) -> str:
-        """A value of this row as text: times 100, with the unit."""
-        return f"{100 * value:.1f}\N{NO-BREAK SPACE}{self.unit}".rstrip()
+        """A value of this row as text, with the unit."""
+        return f"{self.number(value)}\N{NO-BREAK SPACE}{self.unit}".rstrip()
+
+    def number(self, value: float, digits: int = 1) -> str:
+        """A value of this row as text, with so many digits behind the point; two more where it is no fraction."""
+        return f"{self.times * value:.{digits if self.times == 100 else digits + 2}f}"
 
 
 @dataclass(frozen=True)
@@ -184,13 +190,13 @@ def _row(score: TaskScore) -> str:
     details = []
     if score.interval is not None:
         told.append(f"interval {score.shown(score.interval[0])} to {score.shown(score.interval[1])}")
-        details.append(f"{100 * score.interval[0]:.1f} – {100 * score.interval[1]:.1f}")
+        details.append(" – ".join(map(score.number, score.interval)))
     if score.control is not None:
         told.append(f"with shuffled media {score.shown(score.control)}")
     if score.goal is not None:
         told.append(f"goal {score.shown(score.goal)}")
         limit = "at most" if score.lower_is_better else "goal"
-        details.append(f"{limit} {100 * score.goal:g}: {'✓ reached' if score.reached else '✗ missed'}")
+        details.append(f"{limit} {score.times * score.goal:g}: {'✓ reached' if score.reached else '✗ missed'}")
     if score.chance is not None:
         told.append(f"chance {score.shown(score.chance)}")
     bar = score_bar(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation.asking import Answered, answer_all
 from mmgpt.evaluation.metrics.captions import bleu, cider, rouge_l
+from mmgpt.evaluation.metrics.likelihood import bits_per_byte, bits_per_character, perplexity
 from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
 from mmgpt.evaluation.metrics.text import (
     character_error_rate,
@@ -44,19 +46,22 @@ class Metric:
 
     Args:
         name: In words.
-        compute: The score.
-        unit: As in TaskScore.
+        compute: The score of predictions, or, of a measure of likelihood, of costs.
+        unit, times: As in TaskScore.
         lower_is_better: True for error rates.
         share: It is a share of samples that are right, so that Wilson's interval holds.
         votes: The references are what each of the people said who were asked; samples without are left out.
+        likelihood: It is of what the right answers cost the model.
     """
 
     name: str
-    compute: Callable[[Sequence[str], Sequence[Sequence[str]]], Score]
+    compute: Callable[[Sequence[Any], Sequence[Sequence[str]]], Score]
     unit: str = "%"
+    times: int = 100
     lower_is_better: bool = False
     share: bool = False
     votes: bool = False
+    likelihood: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -75,6 +80,14 @@ METRICS: dict[str, Metric] = {
         "accuracy", lambda candidates, references: classification(candidates, references)[0], share=True
     ),
     "macro_f1": Metric("macro-F1", lambda candidates, references: classification(candidates, references)[1]),
+    **{
+        name: Metric(words, compute, "", 1, lower_is_better=True, likelihood=True)
+        for name, words, compute in (
+            ("perplexity", "perplexity of tokens", perplexity),
+            ("bits_per_byte", "bits per byte", bits_per_byte),
+            ("bits_per_character", "bits per character", bits_per_character),
+        )
+    },
 }
 
 
@@ -147,9 +160,11 @@ def measured(answered: Sequence[Answered]) -> list[Measured]:
     for task, own in _grouped(answered, lambda sample: sample.task).items():
         for metric in (METRICS[name] for name in TASKS[task].metrics):
             some = [one for one in own if one.sample.votes] if metric.votes else own
+            if metric.likelihood:
+                some = [one for one in some if one.cost is not None]
             if some:
                 references = [one.sample.votes if metric.votes else one.sample.references for one in some]
-                score = metric.compute([one.prediction for one in some], references)
+                score = metric.compute([one.cost if metric.likelihood else one.prediction for one in some], references)
                 found.append(Measured(task, metric, score, some))
     return found
 
@@ -187,6 +202,7 @@ def _row(one: Measured, control: float | None) -> TaskScore:
         n,
         metric=metric.name,
         unit=metric.unit,
+        times=metric.times,
         interval=wilson(round(value * n), n)
         if metric.share
         else percentiles(bootstrap({metric.name: one.score})[metric.name]),
@@ -207,7 +223,7 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
     return ReportSample(
         sample.task,
         request_of(sample),
-        one.prediction,
+        one.told,
         " / ".join(sample.references),
         correct,
         image=next((part.load() for part in seen if isinstance(part, Image)), None),

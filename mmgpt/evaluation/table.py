@@ -20,7 +20,7 @@ def print_scores(scores: Sequence[TaskScore], broken: Sequence[str], listed: str
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
-        low_high = "" if score.interval is None else "–".join(f"{100 * end:.0f}" for end in score.interval)
+        low_high = "" if score.interval is None else "–".join(score.number(end, 0) for end in score.interval)
         control = "" if score.control is None else score.shown(score.control)
         chance = [] if not chances else ["" if score.chance is None else score.shown(score.chance)]
         goal = "" if score.goal is None else score.shown(score.goal)

@@ -65,3 +65,23 @@ def test_data_that_are_not_there_are_told(mmgpt_command, model_directory, tmp_pa
     assert str(tmp_path / "no") in mmgpt_command(
         "eval", model_directory, "--format", "captions", "--data", tmp_path / "no", "--out", tmp_path / "out"
     ).error(1)
+
+
+def test_plain_text_is_cut_to_the_context_and_scored_by_its_likelihood(mmgpt_command, model_directory, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("A red circle is left of a blue square. " * 200, "utf-8")  # a line longer than any context
+    arguments = ("eval", model_directory, "--format", "texts", "--data", text, "--split", "dev")
+    told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    results = json.loads(told.out)
+    assert results["failed"] == 0
+    assert [score["metric"] for score in results["scores"]] == [
+        "perplexity of tokens", "bits per byte", "bits per character",
+    ]  # fmt: skip
+    perplexity, bits, _ = (score["score"] for score in results["scores"])
+    shown = mmgpt_command(*arguments, "--out", tmp_path / "out").out
+    assert f"{perplexity:.3f}" in shown
+    assert f"{bits:.3f}" in shown
+    compared = mmgpt_command(*arguments[:2], *arguments[1:], "--out", tmp_path / "both").out
+    assert f"{perplexity:.3f}" in compared
+    assert "+0.000" in compared

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from mmgpt.content import Message
 from mmgpt.data.controls import shuffle_media
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation import exam as exam_module
-from mmgpt.evaluation.asking import Answered
+from mmgpt.evaluation.asking import Answered, costs
 from mmgpt.evaluation.exam import Exam, Examined, compare, examine
 from mmgpt.evaluation.predictions import Reference
 from mmgpt.evaluation.runner import evaluate
@@ -227,3 +228,31 @@ def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_doe
     assert row.intervals == [first.intervals["exact match"], second.intervals["exact match"]]
     assert row.p == [compared(first, second)["exact match"][1]]
     assert row.p[0] < 0.05
+
+
+def test_of_documents_to_continue_the_likelihood_is_told(place, tmp_path, assistant):
+    texts = [f"{'red blue '[: 1 + i % 9]}circle {i}." for i in range(40)]
+    rows = "".join(json.dumps({"text": text, "split": "dev"}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(rows)
+    exam = Exam(str(place / "model"), "texts", str(tmp_path / "texts.jsonl"), decoding=DECODING)
+    examine(exam, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    scores = {one["metric"]: one for one in results["scores"]}
+    found = [one.cost for one in costs(assistant, exam.samples())]
+    nats, tokens = sum(one.nats for one in found), sum(one.tokens for one in found)
+    assert scores["perplexity of tokens"]["score"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    bits = nats / math.log(2) / sum(map(len, texts))
+    for name in ("bits per byte", "bits per character"):
+        one = scores[name]
+        assert (one["score"], one["times"], one["control"]) == (pytest.approx(bits, rel=1e-5), 1, None)
+        assert one["interval"][0] < bits < one["interval"][1]
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert f"{bits:.3f}" in page
+    assert str(found[0]) in page
+
+    again = copy(tmp_path / "out", tmp_path / "again", 17)
+    examine(exam, again)
+    for name in FILES:
+        assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    other = examine(dataclasses.replace(exam, decoding=dataclasses.replace(DECODING, seed=5)), tmp_path / "other")
+    assert compare([examine(exam, again), other])[0].times == 1
