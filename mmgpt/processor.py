@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmgpt.batch import Example, MediaInput
 from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Audio, Content, Image, Message, Part, Text, Video, text_of
+from mmgpt.content import Audio, Content, Image, Medium, Message, Part, Text, Video, text_of
 from mmgpt.encoders.preprocessing import frames_to_pixels, to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
@@ -77,9 +77,14 @@ class Processor:
         """
         return self._check(self._lay_down(conversation, where))
 
-    def encode_prompt(self, prompt: Sequence[Message], *, where: str = "") -> Example:
-        """The example of a conversation up to where the assistant is to begin. Raises as `encode` does."""
-        example = self._lay_down(prompt, where)
+    def encode_prompt(
+        self, prompt: Sequence[Message], *, where: str = "", shared: dict[Medium, MediaInput] | None = None
+    ) -> Example:
+        """The example of a conversation up to where the assistant is to begin.
+
+        Media that are in `shared` are not decoded again, and those that are decoded are put there. Raises as `encode`.
+        """
+        example = self._lay_down(prompt, where, shared)
         opening = self.tokenizer.opening("assistant")
         supervised = [*example.supervised, *[False] * len(opening)]
         return self._check(replace(example, ids=[*example.ids, *opening], supervised=supervised))
@@ -93,22 +98,27 @@ class Processor:
         self._add(example, (Text(answer),) if isinstance(answer, str) else answer, learn=True)
         return self._check(example, f" with the answer {shown(text_of(answer))}")
 
-    def _lay_down(self, conversation: Sequence[Message], where: str) -> Example:
+    def _lay_down(
+        self, conversation: Sequence[Message], where: str, shared: dict[Medium, MediaInput] | None = None
+    ) -> Example:
         if self.tokenizer.plain is not None:
             conversation = _untold(conversation, self.tokenizer.plain.task, where)
         example = Example([], [], [], where)
         for message in conversation:
             _put(example, self.tokenizer.opening(message.role), False)
-            self._add(example, message.parts, learn=message.role == "assistant")
+            self._add(example, message.parts, message.role == "assistant", shared)
         return example
 
-    def _add(self, example: Example, parts: Iterable[Part], learn: bool) -> None:
+    def _add(
+        self, example: Example, parts: Iterable[Part], learn: bool, shared: dict[Medium, MediaInput] | None = None
+    ) -> None:
         """Lay parts down behind what an example has; if they are to be learned, their text, and that they end."""
+        shared = {} if shared is None else shared
         for part in parts:
             if isinstance(part, Text):
                 _put(example, self.tokenizer.encode(part.text), learn)
             else:
-                item = self.media_input(part)
+                item = shared[part] = shared.get(part) or self.media_input(part)
                 example.media.append((len(example), item))
                 _put(example, [self.tokenizer.slot] * item.slots, False)
         if learn:

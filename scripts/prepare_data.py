@@ -11,7 +11,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -32,23 +32,17 @@ Row = dict[str, Any]
 def easy_vqa(folder: Path) -> Iterator[Row]:
     """Questions about drawn shapes (vzhou842/easy-VQA)."""
     questions = json.loads((folder / "questions.json").read_text("utf-8"))
+    asked = ((f"{number:06}", question, answer) for question, answer, number in questions)
     with ZipFile(folder / "train_images.zip") as pictures:
-        split = held_out(f"{number:06}" for _, _, number in questions)
-        for question, answer, number in questions:
-            picture = pictures.read(f"images/{number}.png")
-            yield {"image": picture, "question": question, "answer": answer, "split": split[f"{number:06}"]}
+        yield from by_picture(asked, lambda name: pictures.read(f"images/{int(name)}.png"))
 
 
 def daquar(folder: Path) -> Iterator[Row]:
     """Questions about rooms (Malinowski and Fritz 2014)."""
     with (folder / "train_qa.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    split = held_out(row["image_id"] for row in rows)
+        asked = [(row["image_id"], row["question"], row["answer"]) for row in csv.DictReader(file)]
     with ZipFile(folder / "train_images.zip") as pictures:
-        for row in rows:
-            picture = pictures.read(f"{row['image_id']}.jpg")
-            asked = {"question": row["question"], "answer": row["answer"]}
-            yield {"image": picture, **asked, "split": split[row["image_id"]]}
+        yield from by_picture(asked, lambda name: pictures.read(f"{name}.jpg"))
 
 
 def fashion_mnist(folder: Path) -> Iterator[Row]:
@@ -109,6 +103,18 @@ def multi30k(folder: Path) -> Iterator[Row]:
 
 
 PREPARE = {make.__name__: make for make in (easy_vqa, daquar, fashion_mnist, cifar10, esc10, sst2, sms_spam, multi30k)}
+
+
+def by_picture(asked: Iterable[tuple[str, str, str]], read: Callable[[str], bytes]) -> Iterator[Row]:
+    """A row for each picture, of (its name, a question, the answer): training then encodes it once for all of them."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name, question, answer in asked:
+        questions, answers = found.setdefault(name, ([], []))
+        questions.append(question)
+        answers.append(answer)
+    split = held_out(found)
+    for name, (questions, answers) in found.items():
+        yield {"image": read(name), "question": questions, "answer": answers, "split": split[name]}
 
 
 def held_out(names: Iterable[str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
         "and write a report: five to six minutes on two CPU cores.",
     )
     parser.add_argument("--out", default=options.DEFAULT_MODEL, metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=60_000, metavar="N", help="to train on (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=56_000, metavar="N", help="to train on (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N", help="a task (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of world and model (default: 0)")
     args = parser.parse_args(arguments)

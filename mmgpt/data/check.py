@@ -225,29 +225,38 @@ class _Rows(Dataset[_Row]):
     def _parts(self, sample: Sample) -> tuple[list[Example | Broken], list[tuple[str, tuple[float, ...], bytes]]]:
         """The documents of a sample, and the media of those that are usable, each once."""
 
+        looked_at: dict[Part, tuple[Part, tuple[float, ...] | None]] = {}  # media that are shared are so afterwards
+
         def opened(parts: Sequence[Part], extents: list[tuple[str, tuple[float, ...]]]) -> tuple[Part, ...]:
             made = []
             for part in parts:
-                medium, extent = _opened(part, self.examples.processor)
+                if part not in looked_at:
+                    looked_at[part] = _opened(part, self.examples.processor)
+                medium, extent = looked_at[part]
                 made.append(medium)
                 if extent is not None:
                     extents.append((MODALITIES[type(part)], extent))
             return tuple(made)
 
-        shared: list[tuple[str, tuple[float, ...]]] = []
-        prompt = tuple(replace(message, parts=opened(message.parts, shared)) for message in sample.prompt)
-        extents = [[*shared] for _ in sample.answers]
-        answers = tuple(
-            answer if isinstance(answer, str) else opened(answer, own)
-            for answer, own in zip(sample.answers, extents, strict=True)
-        )
-        parts = self.examples.encode(replace(sample, prompt=prompt, answers=answers))
-        media = {}
-        for part, own in zip(parts, extents, strict=False):  # one that is too long as a whole has no documents
-            if isinstance(part, Example):
-                told = zip(own, part.media, strict=True)
-                media |= {id(item): (*extent, item.digest) for extent, (_, item) in told}
-        return parts, list(media.values())
+        exchanges, extents = [], []  # and of each document of each exchange
+        for one in sample.exchanges:
+            shared: list[tuple[str, tuple[float, ...]]] = []
+            prompt = tuple(replace(message, parts=opened(message.parts, shared)) for message in one.prompt)
+            extents.append([[*shared] for _ in one.answers])
+            answers = tuple(
+                answer if isinstance(answer, str) else opened(answer, own)
+                for answer, own in zip(one.answers, extents[-1], strict=True)
+            )
+            exchanges.append(replace(one, prompt=prompt, answers=answers))
+        found, media = [], {}
+        encoded = self.examples.encode_each(replace(exchanges[0], more=tuple(exchanges[1:])))
+        for parts, some in zip(encoded, extents, strict=False):  # what cannot be decoded ends them
+            found += parts
+            for part, own in zip(parts, some, strict=False):  # one that is too long as a whole has no documents
+                if isinstance(part, Example):
+                    told = zip(own, part.media, strict=True)
+                    media |= {id(item): (*extent, item.digest) for extent, (_, item) in told}
+        return found, list(media.values())
 
 
 def _opened(part: Part, processor: Processor) -> tuple[Part, tuple[float, ...] | None]:

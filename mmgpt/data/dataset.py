@@ -1,12 +1,12 @@
 """Samples to examples: decoding and preprocessing, as the loader's workers do it, with broken samples told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
-from mmgpt.batch import Example
-from mmgpt.content import Content
+from mmgpt.batch import Example, MediaInput
+from mmgpt.content import Content, Medium
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
@@ -22,7 +22,8 @@ class Broken:
 
 
 class ExampleDataset(Dataset[list[Example | Broken]]):
-    """Each sample as its examples: one per right answer, sharing the media, which are decoded once.
+    """Each sample as its examples: one per right answer, sharing the media, which are decoded once; with those of more
+    samples of the same media behind them.
 
     Media that cannot be decoded and prompts longer than the context cost their own sample, answers that are too long
     or have such media in them themselves alone; none of them the run.
@@ -44,13 +45,21 @@ class ExampleDataset(Dataset[list[Example | Broken]]):
 
     def encode(self, sample: Sample) -> list[Example | Broken]:
         """The examples of any sample."""
-        try:
-            prompt = replace(self.processor.encode_prompt(sample.prompt, where=sample.where), task=sample.task)
-        except MediaError as error:
-            return [Broken(f"{sample.where}: {error}")]
-        except TooLongError as error:
-            return [Broken(str(error), too_long=True)]
-        return [self._with_answer(prompt, answer) for answer in sample.answers]
+        return [one for found in self.encode_each(sample) for one in found]
+
+    def encode_each(self, sample: Sample) -> Iterator[list[Example | Broken]]:
+        """Those of each of its exchanges, up to the first one with a medium that cannot be decoded."""
+        shared: dict[Medium, MediaInput] = {}
+        for one in sample.exchanges:
+            try:
+                prompt = self.processor.encode_prompt(one.prompt, where=one.where, shared=shared)
+            except MediaError as error:
+                yield [Broken(f"{one.where}: {error}")]
+                return
+            except TooLongError as error:
+                yield [Broken(str(error), too_long=True)]
+                continue
+            yield [self._with_answer(replace(prompt, task=one.task), answer) for answer in one.answers]
 
     def _with_answer(self, prompt: Example, answer: Content) -> Example | Broken:
         try:

@@ -7,8 +7,10 @@ is told by the first of these lines of which all columns are there; of several n
 |---|---|
 | media and texts, lists of one length | a document to continue, where at each place one of them is not null |
 | messages, conversations | a conversation, as format llava reads them |
+| media, and texts of {user, assistant} | a conversation about the media (The Cauldron, FineVision) |
 | question, prompt, query, instruction (and input, below it), source, input | the prompt, |
 | with multiple_choice_answer, answer(s), response, completion | and its right answers, |
+| or a list of questions with as many answers | questions about the same media, |
 | or target, output | or a text to write, |
 | or label, category, class | or a class |
 | media and caption(s) | captions |
@@ -19,7 +21,7 @@ is told by the first of these lines of which all columns are there; of several n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -72,7 +74,9 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
     """
     known = (*MEDIA, _DOCUMENT)
     lists = {name: value for name, value in fields.items() if name in known and isinstance(value, list)}
-    if len(lists) > 1 and _DOCUMENT in lists:
+    turns = lists.get(_DOCUMENT, [])
+    talk = bool(turns) and all(isinstance(turn, dict) for turn in turns)
+    if len(lists) > 1 and turns and not talk:
         return conversation_sample([Message("assistant", _interleaved(lists, folder))], where)
     media: dict[str, list[Part]] = {kind: [] for kind in _PARTS}
     for name, value in fields.items():
@@ -90,10 +94,14 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         prompt = TASKS[task].conversation(*parts, prompt=prompts[wording % len(prompts)])
         return Sample(tuple(prompt), texts_of(fields[answer], answer), task, where)
 
+    if talk:
+        return conversation_sample(_talk(turns, parts), where)
     if first(_MESSAGES):
         return conversation_sample(sharegpt_messages(fields, media), where)
     question, target, label = first(_QUESTION), first(_TARGET), first(LABEL)
     answer = first(_ANSWER) or target or label
+    if question and answer and isinstance(fields[question], list):
+        return _asked_together(parts, (question, fields[question]), (answer, fields[answer]), where)
     if question and answer:
         text = _string(fields[question], question)
         if question == "instruction" and fields.get("input"):
@@ -117,6 +125,29 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         f"nothing to learn from the columns {shown(given)}; name them image, audio or video and caption, text or "
         "label, question and answer, source and target, or messages"
     )
+
+
+def _talk(turns: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> list[Message]:
+    """Turns of both sides (Laurençon et al. 2024, The Cauldron); the media come first."""
+    messages = []
+    for turn in turns:
+        asked, said = (_string(turn.get(side), f"text of the {side}") for side in ("user", "assistant"))
+        messages += [Message.of("user", *(() if messages else parts), asked), Message.of("assistant", said)]
+    return messages
+
+
+def _asked_together(
+    parts: Sequence[Part], questions: tuple[str, list[Any]], answers: tuple[str, Any], where: str
+) -> Sample:
+    """Questions about the same media, each with its own right answers; of both columns the name and the value."""
+    (question, texts), (answer, rights) = questions, answers
+    if not isinstance(rights, list) or len(rights) != len(texts) or not texts:
+        raise DataError(f"the {question} is a list of {len(texts)}; let the {answer} be a list of as many")
+    first, *others = (
+        Sample((Message.of("user", *parts, _string(text, question)),), texts_of(right, answer), "ask", where)
+        for text, right in zip(texts, rights, strict=True)
+    )
+    return replace(first, more=tuple(others))
 
 
 def _interleaved(columns: Mapping[str, list[Any]], folder: MediaFolder | None) -> tuple[Part, ...]:

@@ -1,7 +1,7 @@
 """What every reader of data returns: one exchange to learn from or to be asked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmgpt.content import Content, Medium, Message, Part, Text, text_of
 from mmgpt.errors import DataError
@@ -21,6 +21,8 @@ class Sample:
         group: Names samples that evaluation reports apart from the rest of their task; "" for those of the rest.
         votes: What each of the people said who were asked, where the data tell (VQA's ten). They are scored against and
             never learned from.
+        more: Further samples of the same media, the very same parts. In training these are then decoded and encoded
+            once for all of them, and each answer is a document that sees none of the others.
     """
 
     prompt: tuple[Message, ...]
@@ -29,6 +31,7 @@ class Sample:
     where: str
     group: str = ""
     votes: tuple[str, ...] = ()
+    more: tuple["Sample", ...] = ()
 
     def __post_init__(self) -> None:
         if not self.answers:
@@ -36,11 +39,16 @@ class Sample:
 
     def texts(self) -> list[str]:
         """All text of the sample, prompts and answers; what a tokenizer is trained on."""
-        return [part.text for part in self._parts() if isinstance(part, Text)]
+        return [part.text for one in self.exchanges for part in one._parts() if isinstance(part, Text)]
 
     def media(self) -> list[Medium]:
         """All media of the sample, those of the prompt before those of the answers."""
         return [part for part in self._parts() if not isinstance(part, Text)]
+
+    @property
+    def exchanges(self) -> tuple["Sample", ...]:
+        """It alone, and each of those that share its media alone: what is asked one by one."""
+        return (replace(self, more=()), *self.more) if self.more else (self,)
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -7,19 +7,22 @@ folder/v2_mscoco_train2014_annotations.json
 folder/train2014/COCO_train2014_000000000009.jpg
     or in images/, images/train2014/ or folder/ itself, or named 000000000009.jpg
 
-Training learns the one answer most people gave (multiple_choice_answer): ten documents of one question would repeat it,
-and teach what few people said. Held-out questions may be answered as at least three of the ten did, whom VQA's own
-measure counts as wholly right; each answer once, the most frequent first. What each of the ten said is kept beside
-them, for that measure.
+In training all questions about a picture are one sample, so that it is decoded and encoded once for them; batch_size
+counts pictures then. Training learns the one answer most people gave (multiple_choice_answer): ten documents of one
+question would repeat it, and teach what few people said. Held-out questions may be answered as at least three of the
+ten did, whom VQA's own measure counts as wholly right; each answer once, the most frequent first. What each of the ten
+said is kept beside them, for that measure.
 """
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmgpt.content import Image, Message
+from mmgpt.content import Image, Message, Part
 from mmgpt.data.coco import objects
 from mmgpt.data.gathered import Gathered
 from mmgpt.data.sample import Sample
@@ -33,7 +36,7 @@ _AGREED, _ASKED = 3, 10  # people
 
 
 def read_vqa(path: Path, split: str) -> list[Sample]:
-    """The questions of a split, in the order of their file.
+    """The questions of a split, in the order of their file; those of training by picture.
 
     Args:
         path: The folder of the questions, the annotations and the pictures.
@@ -55,10 +58,20 @@ def read_vqa(path: Path, split: str) -> list[Sample]:
     answers = _answers(annotations, learn=wanted == "train")
     subset = _NAME.fullmatch(questions.name)[1]  # type: ignore[index]  # _files found it by this pattern
     folder = MediaFolder(path, ("images", subset, f"images/{subset}"))
-    gathered = Gathered(questions)
+    gathered, pictures = Gathered(questions), {}
     for where, question in objects(parse_json(read_text(questions), questions), "questions", questions):
-        gathered.add(where, own if own != "train" else None, partial(_sample, question, answers, folder, subset, where))
-    return gathered.samples(split, hold_out="dev" not in files)
+        gathered.add(
+            where, own if own != "train" else None, partial(_sample, question, answers, folder, subset, where, pictures)
+        )
+    samples = gathered.samples(split, hold_out="dev" not in files)
+    return _by_picture(samples) if wanted == "train" else samples
+
+
+def _by_picture(samples: Sequence[Sample]) -> list[Sample]:
+    groups: dict[Part, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt[0].parts[0], []).append(sample)
+    return [replace(first, more=tuple(others)) for first, *others in groups.values()]
 
 
 def _sample(
@@ -67,6 +80,7 @@ def _sample(
     folder: MediaFolder,
     subset: str,
     where: str,
+    pictures: dict[str, Image],
 ) -> Sample:
     number, picture, text = (question.get(key) for key in ("question_id", "image_id", "question"))
     if not isinstance(number, int | str) or number not in answers:
@@ -78,7 +92,8 @@ def _sample(
     names = (f"COCO_{subset}_{picture:012}.jpg", f"{picture:012}.jpg")
     found = next((name for name in names if folder.has(name)), names[0])
     right, votes = answers[number]
-    return Sample((Message.of("user", Image(folder.find(found)), text.strip()),), right, "ask", where, votes=votes)
+    picture = pictures.setdefault(found, Image(folder.find(found)))
+    return Sample((Message.of("user", picture, text.strip()),), right, "ask", where, votes=votes)
 
 
 def _answers(path: Path, learn: bool) -> dict[Any, tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -79,7 +79,8 @@ class Exam:
     def samples(self) -> list[Sample]:
         """What is asked, in order. Raises ConfigError, DataError."""
         found = read_samples(DataConfig(self.format, self.path, text_length=self.text_length), self.split)  # type: ignore[arg-type]
-        found = list(found if self.limit is None else limited(found, self.limit))
+        some = found if self.limit is None else limited(found, self.limit)
+        found = [one for sample in some for one in sample.exchanges][: self.limit]
         return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
 
 

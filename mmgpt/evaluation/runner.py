@@ -118,7 +118,7 @@ def evaluate(
         judge: Tells right from wrong; without it, the metrics of the task are used.
         seed: Of the shuffling.
     """
-    samples = list(samples)
+    samples = [one for sample in samples for one in sample.exchanges]
     real = answer_all(assistant, samples, decoding, "asking")
     spoilt = answer_all(
         assistant, shuffle_media(samples, np.random.default_rng(seed)), decoding, "asking with shuffled media"

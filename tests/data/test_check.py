@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -71,6 +72,15 @@ def test_media_of_answers_are_counted_once_and_a_broken_one_costs_its_answer(pro
     assert found.same_media == Repeats(1, [("x:1", "x:0")])
     (reason,) = found.broken
     assert reason.startswith(f"x:0: {tmp_path / 'no.jpg'}: is damaged or not a picture")
+
+
+def test_what_several_samples_show_is_counted_once(processor):
+    picture = some_image(1)
+    first, *more = (sample(i, picture, Text(f"Q{i}?"), answers=("yes",) * i) for i in (1, 2, 3))
+    found = check([replace(first, more=tuple(more))], [row(4)], processor).train
+    assert (found.samples, found.documents) == (1, 6)
+    assert found.media["image"].count == 1
+    assert (found.broken, found.too_long) == ([], [])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
+import torch
 from tiny import some_image
 
-from mmgpt.batch import Example
+from mmgpt.batch import Example, collate
 from mmgpt.content import Image, Message, Text
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.sample import Sample
@@ -32,6 +35,49 @@ def test_each_answer_is_a_document_and_they_share_one_picture(processor, tokeniz
     parts = ExampleDataset([sample(0, "a red circle", "a circle")], processor)[0]
     assert texts(parts, tokenizer) == ["What?a red circle", "What?a circle"]
     assert len({id(item) for part in parts if isinstance(part, Example) for _, item in part.media}) == 1
+
+
+def shared(*samples: Sample, medium=None) -> Sample:
+    """Samples of one medium, the first of which has the others."""
+    medium = medium or some_image(1)
+    first, *more = (replace(one, prompt=(Message.of("user", medium, one.prompt[0].parts[1]),)) for one in samples)
+    return replace(first, more=tuple(more))
+
+
+def test_samples_of_one_picture_share_it_and_see_nothing_of_each_other(processor, tokenizer):
+    one = shared(sample(1, "a", "b"), replace(sample(2, "c", prompt="Why?"), task="caption"))
+    parts = ExampleDataset([one], processor)[0]
+    assert texts(parts, tokenizer) == ["What?a", "What?b", "Why?c"]
+    examples = [part for part in parts if isinstance(part, Example)]
+    assert [(part.task, part.where) for part in examples] == [("ask", "x:1")] * 2 + [("caption", "x:2")]
+    assert len(collate(examples).media["image"].inputs) == 1
+
+
+def test_a_shared_picture_teaches_what_it_would_teach_alone(model, processor):
+    together = shared(sample(1, "a", "b"), sample(2, "c", prompt="Why?"))
+    apart = [part for one in together.exchanges for part in ExampleDataset([one], processor)[0]]
+    found = {}
+    for name, examples in (("together", ExampleDataset([together], processor)[0]), ("apart", apart)):
+        batch = collate([part for part in examples if isinstance(part, Example)])
+        model.zero_grad()
+        model.loss(batch).sum.backward()
+        found[name] = {
+            name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+        }
+    model.zero_grad()
+    assert found["together"].keys() == found["apart"].keys()
+    for name, gradient in found["together"].items():
+        torch.testing.assert_close(gradient, found["apart"][name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_question_that_is_too_long_costs_itself_and_a_broken_picture_all(processor, tokenizer, broken_picture):
+    one = shared(sample(1, "a"), sample(2, "b", prompt="zebra? " * 50), sample(3, "c"))
+    parts = ExampleDataset([one], processor)[0]
+    assert texts(parts, tokenizer) == ["What?a", "What?c"]
+    assert lost(parts).startswith("x:2: ")
+    parts = ExampleDataset([shared(sample(1), sample(2), medium=broken_picture)], processor)[0]
+    assert not texts(parts, tokenizer)
+    assert lost(parts).startswith("x:1: ")
 
 
 def test_a_broken_picture_costs_its_own_sample_and_is_named(processor, tokenizer, broken_picture):

@@ -98,6 +98,24 @@ def test_media_are_bytes_or_files_of_the_folder(tmp_path):
         source({"bytes": None, "path": "/etc/passwd"})
 
 
+def test_turns_of_user_and_assistant_are_a_conversation_about_the_media():
+    turns = [{"user": "Q?", "assistant": "a", "source": "x"}, {"user": "R?", "assistant": "b"}]
+    sample = row_sample({"images": [b"i", b"j"], "texts": turns}, "x:1")
+    first, said, second = sample.prompt
+    assert [part.source if isinstance(part, Image) else part.text for part in first.parts] == [b"i", b"j", "Q?"]
+    assert (said, second) == (Message.of("assistant", "a"), Message.of("user", "R?"))
+    assert (sample.references, sample.task, sample.more) == (("b",), "ask", ())
+    with pytest.raises(DataError, match=r"the text of the assistant is None; it is a text"):
+        row_sample({"images": [b"i"], "texts": [{"user": "Q?"}]}, "x:1")
+
+
+def test_a_list_of_questions_shares_the_media():
+    row = {"image": b"i", "question": ["Q?", "R?"], "answer": ["a", ["b", "c"]]}
+    first, other = row_sample(row, "x:1").exchanges
+    assert (told(first), told(other)) == (([Image, "Q?"], ("a",), "ask"), ([Image, "R?"], ("b", "c"), "ask"))
+    assert first.prompt[0].parts[0] is other.prompt[0].parts[0]
+
+
 def test_wordings_take_turns():
     prompts = [row_sample({"image": b"i", "caption": "A."}, "x", wording=i).prompt for i in range(4)]
     wordings = TASKS["caption"].prompts
@@ -111,7 +129,11 @@ def test_wordings_take_turns():
         ({"caption": "A dog."}, r'nothing to learn from the columns "caption"'),
         ({"question": "Q", "answer": " "}, r'the answer is " "; it is a text that is not empty'),
         ({"question": "Q", "answers": []}, r"the answers is an empty list"),
-        ({"question": ["Q"], "answer": "a"}, r"the question is \['Q'\]; it is a text"),
+        ({"question": ["Q"], "answer": "a"}, r"the question is a list of 1; let the answer be a list of as many"),
+        ({"question": ["Q", "R"], "answers": ["a"]}, r"the question is a list of 2; let the answers be a list of as"),
+        ({"question": [], "answer": []}, r"the question is a list of 0; let the answer be a list of as many"),
+        ({"question": ["Q", 5.5], "answer": ["a", " "]}, r'the answer is " "; it is a text that is not empty'),
+        ({"question": ["Q", None], "answer": ["a", "b"]}, r"the question is None; it is a text"),
         ({"image": b"i", "captions": [{"raw": "A."}]}, r"the captions is None; it is a text"),
         ({"image": 5, "caption": "A."}, r"the image is 5; it is the bytes of a file"),
         ({"image": "a.png", "caption": "A."}, r'the image is "a.png"; it is the bytes of a file'),

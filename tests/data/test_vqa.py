@@ -39,8 +39,11 @@ def test_training_learns_the_answer_of_the_majority_alone(tmp_path, place):
     questions = [question(1, 9), question(2, 12, "Why?\n"), question(3, 12)]
     annotations = [annotation(i, multiple_choice_answer="a dog") for i in (3, 2, 1)]
     samples = read_vqa(write(tmp_path, "train2014", questions, annotations, place), "train")
-    assert names(samples) == ["COCO_train2014_000000000012.jpg"] * 2  # 9 is held out
+    assert names(samples) == ["COCO_train2014_000000000012.jpg"]  # 9 is held out
+    [other] = samples[0].more
     picture, text = samples[0].prompt[0].parts
+    assert other.prompt[0].parts == (picture, Text("What is it?"))
+    assert other.where.endswith("questions.json: questions[2]")
     assert isinstance(picture, Image)
     assert picture.source == tmp_path / place / "COCO_train2014_000000000012.jpg"
     assert (text, samples[0].answers, samples[0].task) == (Text("Why?"), ("a dog",), "ask")
@@ -62,7 +65,7 @@ def test_each_split_has_its_files_and_without_dev_a_tenth_of_the_pictures_is_hel
     assert not set(held) & set(names(read_vqa(tmp_path, "train")))
     write(tmp_path, "val2014", [question(1, 7)], [annotation(1)])
     assert names(read_vqa(tmp_path, "val")) == ["COCO_val2014_000000000007.jpg"]
-    assert len(read_vqa(tmp_path, "train")) == 40
+    assert [len(sample.exchanges) for sample in read_vqa(tmp_path, "train")] == [2] * 20
 
 
 def test_pictures_may_have_the_names_of_coco_2017(tmp_path):

@@ -1,7 +1,8 @@
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmgpt.content import Audio, Image, Text, Video
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import World, score_answer, tasks_of, world_sample
 from mmgpt.data.world.examples import TASKS, write_examples
+from mmgpt.data.world.language import NUMBERS, read_caption
 from mmgpt.data.world.make import FIRST_SHARE, NEW_SHARE, SPLITS
 from mmgpt.data.world.scenes import COLOURS, NEW, SEEN, SHAPES, SIZE, Kind, draw_outline
 from mmgpt.data.world.sounds import RATE
@@ -63,6 +65,40 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for(level):
     samples = [world_sample(index, "test", 3, level) for index in turns]
     one_answer = [content(replace(sample, answers=sample.answers[:1])) for sample in samples]
     assert one_answer == [content(sample) for sample in World("test", len(turns), 3, level)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_in_training_more_is_asked_about_pictures_and_the_answer_is_true(level, drawn):
+    asked = Counter()
+    for index, task in product(range(150), ("caption", "question")):
+        drawn.clear()
+        sample = world_sample(index, "train", 3, level, task)
+        [other] = sample.more
+        image, text = other.prompt[0].parts
+        assert image is sample.prompt[0].parts[0]
+        assert other.where == sample.where
+        words = re.findall("[a-z]+", text.text.lower())
+        [answer] = other.answers
+        if task == "question":
+            assert other.task == "caption"
+            assert read_caption(answer) == Counter(drawn)
+            continue
+        assert other.task == "question"
+        named = [word for word in words if word in COLOURS or word in SHAPES]
+        if not named:
+            assert answer == NUMBERS[len(drawn)]
+        else:
+            [kind] = [kind for kind in drawn if named[0] in kind]
+            assert {named[0], answer} == set(kind)
+        asked["how many" if not named else "shape" if named[0] in COLOURS else "colour"] += 1
+    assert min(asked.values()) > 20
+    assert len(asked) == 3
+
+
+def test_held_out_pictures_are_asked_about_once():
+    for split in ("dev", "test"):
+        assert not any(world_sample(index, split, 3).more for index in range(40))
+    assert sum(bool(sample.more) for sample in islice(World("train", 400, 3), 200, 400)) > 60
 
 
 def test_numbers_splits_and_seeds_differ():

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -256,3 +257,14 @@ def test_of_documents_to_continue_the_likelihood_is_told(place, tmp_path, assist
         assert (again / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
     other = examine(dataclasses.replace(exam, decoding=dataclasses.replace(DECODING, seed=5)), tmp_path / "other")
     assert compare([examine(exam, again), other])[0].times == 1
+
+
+def test_questions_that_share_a_picture_are_asked_one_by_one(place, tmp_path):
+    picture = str(place / "walls" / "3.png")
+    shutil.copy(picture, tmp_path / "a.png")
+    row = {"image": "a.png", "question": ["What?", "Why?"], "answer": ["a", "b"], "split": "dev"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    exam = Exam(str(place / "model"), "texts", str(tmp_path / "rows.jsonl"), decoding=DECODING)
+    asked = [sample.prompt[0].parts[1].text for sample in exam.samples()]
+    assert asked == ["What?", "Why?"] * 2
+    assert len(dataclasses.replace(exam, limit=3).samples()) == 3

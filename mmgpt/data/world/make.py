@@ -9,7 +9,7 @@ from mmgpt.content import Message
 from mmgpt.data.sample import Sample
 from mmgpt.data.world.language import normalise, read_caption, read_description, read_verdict, read_word
 from mmgpt.data.world.scenes import pick
-from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES
+from mmgpt.data.world.tasks import LEVELS, WITHOUT_SHAPES, ask_more
 from mmgpt.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
@@ -25,7 +25,7 @@ def tasks_of(level: str = "small") -> tuple[str, ...]:
 def world_sample(
     index: int, split: str, seed: int, level: str = "small", task: str | None = None, first: bool = False
 ) -> Sample:
-    """Sample number `index` of a split, the same whenever it is asked for.
+    """Sample number `index` of a split, the same whenever it is asked for; in training with more about some pictures.
 
     Args:
         index: Its number. Tasks take turns, the more important ones more often.
@@ -52,8 +52,16 @@ def world_sample(
     new = split != "train" and task not in WITHOUT_SHAPES and rng.random() < NEW_SHARE
     exchange = pick(rng, world.forms[task])(rng, world, new)
     group = "new combination" if new else ""
-    prompt = (Message.of("user", *exchange.media, exchange.prompt),)
-    return Sample(prompt, exchange.answers, task, f"world {index}", group)
+    where = f"world {index}"
+
+    def asked(prompt: str) -> tuple[Message]:
+        return (Message.of("user", *exchange.media, prompt),)
+
+    more = ()
+    if split == "train" and exchange.kinds:  # two documents of a picture teach more than two pictures
+        other, request, answer = ask_more(rng, task, exchange.kinds)
+        more = (Sample(asked(request), (answer,), other, where),)
+    return Sample(asked(exchange.prompt), exchange.answers, task, where, group, more=more)
 
 
 def score_answer(sample: Sample, prediction: str) -> bool:

@@ -4,7 +4,8 @@ Right answers are drawn first and scenes to fit them, so that every answer of a 
 question needs two media, the state of each is drawn without regard to the other, so that neither alone helps.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Media, the question about them, and its right answers."""
+    """Media, the question about them, and its right answers; of a picture whose kinds tell more, these."""
 
     media: tuple[Part, ...]
     prompt: str
     answers: tuple[str, ...]
+    kinds: tuple[Kind, ...] = ()
 
 
 Form = Callable[[Rng, Level, bool], Exchange]  # the flag asks for a combination that training never shows
@@ -57,6 +59,11 @@ Form = Callable[[Rng, Level, bool], Exchange]  # the flag asks for a combination
 
 def picture(rng: Rng, kinds: list[Kind]) -> Image:
     return Image(render(rng, place(rng, kinds)))
+
+
+def shown(rng: Rng, kinds: list[Kind], prompt: str, *answers: str) -> Exchange:
+    """A picture of these kinds and what is asked about it."""
+    return Exchange((picture(rng, kinds),), prompt, answers, tuple(kinds))
 
 
 def sound(samples: np.ndarray) -> Audio:
@@ -83,26 +90,26 @@ def other_kinds(rng: Rng, count: int, side: int, value: str) -> list[Kind]:
 def caption(rng: Rng, level: Level, new: bool) -> Exchange:
     kinds = draw_kinds(rng, some(rng, 1, level.things), new)
     prompt = request(rng, "caption")
-    return Exchange((picture(rng, kinds),), prompt, captions(prompt, kinds))
+    return shown(rng, kinds, prompt, *captions(prompt, kinds))
 
 
 def colour(rng: Rng, level: Level, new: bool) -> Exchange:
     """The colour of the only circle, say."""
     (kind,) = draw_kinds(rng, 1, new)
     kinds = [kind, *other_kinds(rng, some(rng, 0, level.things - 1), 1, kind.shape)]
-    return Exchange((picture(rng, kinds),), request(rng, "colour", shape=kind.shape), (kind.colour,))
+    return shown(rng, kinds, request(rng, "colour", shape=kind.shape), kind.colour)
 
 
 def shape(rng: Rng, level: Level, new: bool) -> Exchange:
     """The shape of the only red thing, say."""
     (kind,) = draw_kinds(rng, 1, new)
     kinds = [kind, *other_kinds(rng, some(rng, 0, level.things - 1), 0, kind.colour)]
-    return Exchange((picture(rng, kinds),), request(rng, "shape", colour=kind.colour), (kind.shape,))
+    return shown(rng, kinds, request(rng, "shape", colour=kind.colour), kind.shape)
 
 
 def count(rng: Rng, level: Level, new: bool) -> Exchange:
     number = some(rng, 1, level.count)
-    return Exchange((picture(rng, draw_kinds(rng, number, new)),), request(rng, "count"), (NUMBERS[number],))
+    return shown(rng, draw_kinds(rng, number, new), request(rng, "count"), NUMBERS[number])
 
 
 def count_kind(rng: Rng, level: Level, new: bool) -> Exchange:
@@ -118,7 +125,20 @@ def count_kind(rng: Rng, level: Level, new: bool) -> Exchange:
         value = pick(rng, [value for value in (tuple(COLOURS), SHAPES)[side] if value != lead[side]])
         kinds = [lead, *other_kinds(rng, some(rng, 0, level.count - 1), side, value)]
     asked = f"{value} shapes" if side == 0 else plural(value)
-    return Exchange((picture(rng, kinds),), request(rng, "count kind", kind=asked), (NUMBERS[number],))
+    return shown(rng, kinds, request(rng, "count kind", kind=asked), NUMBERS[number])
+
+
+def ask_more(rng: Rng, task: str, kinds: Sequence[Kind]) -> tuple[str, str, str]:
+    """Task, request and answer of something else about a picture of these kinds: its caption, or else a question."""
+    if task != "caption":
+        prompt = request(rng, "caption")
+        return "caption", prompt, captions(prompt, kinds)[0]
+    colours, shapes = Counter(kind.colour for kind in kinds), Counter(kind.shape for kind in kinds)
+    asked = [("count", {}, NUMBERS[len(kinds)])]
+    asked += [("colour", {"shape": kind.shape}, kind.colour) for kind in kinds if shapes[kind.shape] == 1]
+    asked += [("shape", {"colour": kind.colour}, kind.shape) for kind in kinds if colours[kind.colour] == 1]
+    form, words, answer = pick(rng, asked)
+    return "question", request(rng, form, **words), answer
 
 
 def presence(rng: Rng, level: Level, new: bool) -> Exchange:
