@@ -69,10 +69,10 @@ def test_all_questions_on_a_held_out_drawing_are_held_out(prepared, tmp_path):
     questions = [[f"what is {word}?", f"{word} {i}", i] for i in range(12) for word in ("this", "that")]
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     held_out = prepared("easy_vqa", "dev")
-    assert [(shade(one), *told(one)) for one in held_out] == [
+    assert [(shade(one), *told(one)) for drawing in held_out for one in drawing.exchanges] == [
         (10 * i, f"what is {word}?", (f"{word} {i}",)) for i in (0, 10) for word in ("this", "that")
     ]  # of 000000, 000001, ... every tenth, though "10" comes before "2"
-    assert len(prepared("easy_vqa", "train")) == 20
+    assert [len(drawing.exchanges) for drawing in prepared("easy_vqa", "train")] == [2] * 10
 
 
 def test_questions_on_rooms(prepared, tmp_path):
