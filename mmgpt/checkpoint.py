@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from mmgpt.config import ModelConfig, from_dict
-from mmgpt.errors import CheckpointError, ConfigError
+from mmgpt.errors import CheckpointError, ConfigError, shown
 from mmgpt.files import sync
 
 if TYPE_CHECKING:  # what is told of a checkpoint (`mmgpt info`) is told without torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what is told of a checkpoint (`mmgpt info`) is told without
 POINTER = "CURRENT"
 FORMAT = 1
 FOREIGN = "vision-encoder-decoder"  # a model_type of transformers
+HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\S+))?")  # owner/name or owner/name@revision
 # Of a checkpoint on the Hub, besides the model itself.
 HUB_FILES = ("training.json", "tokenizer.json", "vocab.json", "merges.txt", "generation_config.json")
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it; a damaged file may claim any number
@@ -133,22 +134,43 @@ def fingerprint(directory: str | Path) -> str:
 
 def _open(source: str | Path) -> tuple[Path, dict[str, Any]]:
     """The directory of the files in force, fetched if need be, and what its config.json says."""
-    directory = resolve(_fetched(source))
+    directory = locate(source)
     return directory, _read_settings(directory)
 
 
-def _fetched(source: str | Path) -> str | Path:
-    """The directory of a Hub id (owner/name); anything else as it is."""
-    if isinstance(source, Path) or Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        return source
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The directory that holds the files in force, as `resolve` gives it; of a Hub id it is fetched.
+
+    Args:
+        source: A checkpoint, one of its versions, a run, or on the Hub owner/name or owner/name@revision.
+        revision: A branch, tag or commit of the Hub.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        ConfigError: A revision of a directory.
+    """
+    local = isinstance(source, Path) or Path(source).exists()
+    if revision is not None:
+        if local:
+            raise ConfigError(
+                f"revision {shown(revision)}: {source} is a directory, and only models of the Hub have revisions; "
+                "leave it out"
+            )
+        source = f"{source}@{revision}"
+    named = None if local else HUB_ID.fullmatch(str(source))
+    if named is None:
+        return resolve(source)
     from mmgpt.pretrained import fetch
 
     try:
-        return fetch(source, *HUB_FILES)
+        fetched = fetch(named[1], *HUB_FILES, revision=named[2])
     except CheckpointError as error:
+        if named[2] is not None:
+            raise
         raise CheckpointError(
             f"{source}: no such directory (`mmgpt demo` makes runs/demo), and nothing of the Hub: {error}"
         ) from None
+    return resolve(fetched)
 
 
 def resolve(directory: str | Path) -> Path:
@@ -204,7 +226,7 @@ def _read_settings(directory: Path) -> dict[str, Any]:
 
 
 def read_training(directory: Path) -> dict[str, Any]:
-    """What the run told of itself: steps, samples, minutes, data, scores."""
+    """What the run told of itself: steps, samples, minutes, data, settings, scores."""
     try:
         return json.loads((directory / "training.json").read_text())
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmgpt.errors import CheckpointError
+from mmgpt.hub import download
 
 # What reads each tensor of a checkpoint, by the tensor's name.
 Tensors: TypeAlias = dict[str, Callable[[], Tensor]]
@@ -29,8 +30,8 @@ FILES = [
 ]
 
 
-def fetch(source: str | Path, *also: str) -> Path:
-    """The directory of a checkpoint; a Hub id is fetched, with the files `also`. Raises CheckpointError.
+def fetch(source: str | Path, *also: str, revision: str | None = None) -> Path:
+    """The directory of a checkpoint; a Hub id is fetched, at a revision, with the files `also`. Raises CheckpointError.
 
     A pickle is fetched only where the weights are in no other file.
     """
@@ -39,15 +40,10 @@ def fetch(source: str | Path, *also: str) -> Path:
         return folder
     if isinstance(source, Path) or folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise CheckpointError(f"{source}: no such directory; a directory with config.json or a Hub id is needed")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=[*FILES, *also]))
-        if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
-            folder = Path(snapshot_download(source, allow_patterns=[*FILES, *also, PICKLE]))
-        return folder
-    except Exception as error:  # a foreign service, which fails in many ways
-        raise CheckpointError(f"{source}: not fetched from the Hub: {str(error).splitlines()[0]}") from None
+    folder = download(source, [*FILES, *also], revision)
+    if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
+        folder = download(source, [*FILES, *also, PICKLE], revision)
+    return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -339,7 +339,7 @@ def test_without_a_model_the_caption_command_asks_the_public_one(tmp_path, bpe, 
     folder = save(reference(), bpe, tmp_path / "hub", pickled)
     asked = []
 
-    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+    def snapshot(repository: str, revision: None, allow_patterns: list[str]) -> str:
         asked.append((repository, "pytorch_model.bin" in allow_patterns))
         return str(folder)
 

@@ -207,3 +207,9 @@ def _cut_out(module: nn.Module, unused: set[str], path: str = "") -> None:
             setattr(module, name, nn.Identity())
         elif parameters & unused:
             _cut_out(child, unused, inside)
+
+
+def hub_id(name: str) -> str:
+    """The Hub id of timm's pretrained weights by this name, or the name where there is none."""
+    known = timm.models.get_pretrained_cfg(name)
+    return (known and known.hf_hub_id) or name

@@ -4,10 +4,10 @@ import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmgpt import checkpoint
 from mmgpt.assistant import load
+from mmgpt.card import trained_on
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import score_answer
 from mmgpt.evaluation.report import write_report
@@ -74,14 +74,6 @@ def finish(
     )
     print_scores(scores, broken, "broken.txt")
     return evaluation
-
-
-def trained_on(training: dict[str, Any]) -> str:
-    """How many samples, how often."""
-    count, epochs = training["samples"], training["epochs"]
-    amount = "a stream" if count is None else f"{count:,}"
-    how_long = f", {training['steps']:,} steps" if epochs is None else f" × {epochs} epoch{'' if epochs == 1 else 's'}"
-    return amount + how_long
 
 
 def read_curve(out: Path) -> list[dict[str, float]]:

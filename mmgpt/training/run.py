@@ -40,6 +40,7 @@ from mmgpt.training.meter import LOGGED, Watch
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import processes
 from mmgpt.training.parts import print_parts
+from mmgpt.training.record import record
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -130,9 +131,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
                 f"{share.epochs:.2f} times through it in an epoch of the mixture",
                 flush=True,
             )
-    name = config.data.path or (f"world {config.data.world}" if config.data.format == "world" else config.data.format)
-    told = {"data": name, "samples": count, "epochs": config.epochs if config.steps is None else None}
-    checkpoints = KeepCheckpoints(out, tokenizer, told)
+    checkpoints = KeepCheckpoints(out, tokenizer, record(config, count))
     shown = SHOWN if model.config.answers else 0
     state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
