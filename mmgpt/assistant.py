@@ -1,8 +1,9 @@
 """What mmgpt.load returns: model, processor and decoding behind the questions a user has."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, overload
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import PIL.Image
@@ -11,14 +12,20 @@ import torch.nn.functional as F
 
 from mmgpt import checkpoint
 from mmgpt.batch import Example, collate
+from mmgpt.card import origin
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.data.folders import PARTS
 from mmgpt.errors import ConfigError, shown
+from mmgpt.files import atomic_write
 from mmgpt.generation import Answer, Decoding, Engine, settled
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor, TooLongError
+from mmgpt.sharing import CARD, push
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 # What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
 Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
@@ -33,11 +40,21 @@ class Assistant:
     Args:
         model: The model; it is put into evaluation mode.
         tokenizer: Its tokenizer.
+        training: What is told of how it was made (`checkpoint.read_training`); goes with it when it is saved.
+        card: The model card that its user wrote; goes with it too.
     """
 
-    def __init__(self, model: MultimodalGPT, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        model: MultimodalGPT,
+        tokenizer: Tokenizer,
+        training: Mapping[str, Any] | None = None,
+        card: str | None = None,
+    ):
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.training = dict(training or {})
+        self.card = card
         self.processor = Processor(model.config, tokenizer)
         self.engine = Engine(self.model, tokenizer)
 
@@ -210,7 +227,21 @@ class Assistant:
 
     def save(self, directory: str | Path) -> None:
         """Write the checkpoint: one directory that `mmgpt.load` reads."""
-        checkpoint.save(directory, self.model, self.tokenizer)
+        checkpoint.save(directory, self.model, self.tokenizer, self.training)
+        if self.card is not None:
+            with atomic_write(Path(directory) / CARD) as path:
+                path.write_text(self.card, encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> "CommitInfo":
+        """Upload the model as it is now, with a model card, to owner/name on the Hugging Face Hub.
+
+        The settings (licence, data_licence, datasets, private, tag, token), result and errors are those of
+        `mmgpt.sharing.push`. The card is the README.md of the directory that the model was loaded from, if there was
+        one, else it is made of what its run told.
+        """
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push(folder, repo_id, **settings)
 
     def _task(self, task: str, kind: type[T], source: Source | list[Source], decoding: dict[str, Any]) -> Any:
         parts = _parts(kind, source)
@@ -223,21 +254,29 @@ class Assistant:
         return answers if isinstance(text, list) else answers[0]
 
 
-def load(directory: str | Path, device: str | torch.device | None = None, int8: bool = False) -> Assistant:
-    """A trained model from its directory, on the GPU if there is one.
+def load(
+    directory: str | Path,
+    device: str | torch.device | None = None,
+    int8: bool = False,
+    revision: str | None = None,
+) -> Assistant:
+    """A trained model from its directory or from the Hugging Face Hub, on the GPU if there is one.
 
     Args:
-        directory: A checkpoint, or a run that holds one.
+        directory: A checkpoint, or a run that holds one; or owner/name on the Hub, which is fetched once and kept by
+            huggingface_hub. owner/name@revision is one of its revisions.
         device: Where to put it.
         int8: Compute the GPT's linear layers in int8, on the CPU: about three times as fast, and nearly as exact.
+        revision: A branch, tag or commit of the Hub; None is its main branch.
 
     Raises:
         CheckpointError: There is no checkpoint, or not a whole one.
-        ConfigError: int8 is asked for where it does not run.
+        ConfigError: int8 is asked for where it does not run, or a revision of a directory.
     """
     if int8 and torch.device(device or "cpu").type != "cpu":
         raise ConfigError(f"int8 runs on the CPU only, not on {device}; leave one of the two out")
-    model, tokenizer = checkpoint.load(directory)
+    files = checkpoint.locate(directory, revision)
+    model, tokenizer = checkpoint.load(files)
     if int8:
         from mmgpt.gpt.quantize import quantize_int8
 
@@ -245,7 +284,10 @@ def load(directory: str | Path, device: str | torch.device | None = None, int8: 
     else:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model.gpt.lay_out_for_decoding()
-    return Assistant(model, tokenizer)
+    ours = (files / "training.json").is_file()
+    training = checkpoint.read_training(files) if ours else {"begun_from": [origin(directory)]}
+    card = Path(directory) / CARD
+    return Assistant(model, tokenizer, training, card.read_text(encoding="utf-8") if card.is_file() else None)
 
 
 def _parts(kind: type[T], source: Any) -> list[T]:

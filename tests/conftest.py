@@ -5,8 +5,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run on all cores as it is
 
+import importlib
+from collections.abc import Iterator
+
 import pytest
 import torch
+from local_hub import TOKEN, LocalHub, running_hub
 from tiny import tiny_config
 
 from mmgpt.assistant import Assistant
@@ -40,3 +44,20 @@ def processor(model: MultimodalGPT, tokenizer: Tokenizer) -> Processor:
 @pytest.fixture(scope="session")
 def assistant(model: MultimodalGPT, tokenizer: Tokenizer) -> Assistant:
     return Assistant(model, tokenizer)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[LocalHub]:
+    """A Hub on this machine in the place of the real one, for this process and those it starts."""
+    from huggingface_hub import constants
+
+    with running_hub() as server, monkeypatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HUB_OFFLINE", "0")
+        patch.setenv("HF_HOME", str(tmp_path / "hub"))
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HF_HUB_DISABLE_XET", "1")  # else large files go to another service, which is not here
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        importlib.reload(constants)  # which reads them when it is imported
+        yield server
+    importlib.reload(constants)

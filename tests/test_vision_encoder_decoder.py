@@ -199,6 +199,17 @@ def test_saved_in_our_format_it_comes_back_as_it_was(saved, tmp_path):
     assert torch.equal(model(collate(before)), again(collate(after)))
 
 
+def test_it_is_shared_as_ours(saved, hub):
+    model = mmgpt.load(saved, device="cpu")
+    model.push_to_hub("me/captions")
+    files = hub.repositories["me/captions"].files
+    assert str(saved).encode() not in b"".join(files.values())
+    card = files["README.md"].decode()
+    assert "begun from foreign (a local copy)" in card
+    assert 'model.caption("photo.jpg")' in card
+    assert mmgpt.load("me/captions", device="cpu").caption(SEEN) == model.caption(SEEN) != ""
+
+
 def test_it_can_be_trained_on(saved):
     model, tokenizer = checkpoint.load(saved)
     assert all(parameter.requires_grad for parameter in model.parameters())

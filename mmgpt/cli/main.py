@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "a model's answers to a data set, their scores and a report",
     "score": "score predictions of any system against references",
     "serve": "answer the clients of OpenAI's API, many at once",
+    "push": "share a model on the Hugging Face Hub, with a model card",
     "info": "what a checkpoint is: sizes, modalities, training, scores",
 }
 
