@@ -47,7 +47,7 @@ def push(
         token: A token of the Hub; None takes that of `hf auth login` or HF_TOKEN.
 
     Raises:
-        ConfigError: repo_id is no owner and name.
+        ConfigError: repo_id is no owner and name; or there is a README.md, which says licences and data sets itself.
         CheckpointError: There is no checkpoint, or it cannot be uploaded.
     """
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", repo_id):
@@ -63,10 +63,12 @@ def push(
     config["model"] = dataclasses.asdict(resolved)
     training = _public(checkpoint.read_training(files))
     own = directory / CARD
-    card = (
-        _read(own)
-        if own.is_file()
-        else model_card(
+    if own.is_file():
+        if licence or data_licence or datasets:
+            raise ConfigError(f"{own}: is the model card, and says licences and data sets itself; leave them out")
+        card = _read(own)
+    else:
+        card = model_card(
             repo_id,
             resolved,
             checkpoint.read_sizes(files),
@@ -76,7 +78,6 @@ def push(
             data_licence=data_licence,
             datasets=datasets,
         )
-    )
     return hub.upload(
         repo_id,
         {

@@ -148,7 +148,9 @@ def test_paths_of_any_kind_are_uploaded_as_names(hub, saved):
 def test_a_card_of_the_users_own_is_uploaded_as_it_is(hub, saved):
     own = "---\nlicense: mit\n---\n\nMy model, in my words.\n"
     (saved / "README.md").write_text(own)
-    push(saved, "me/tiny", licence="other")
+    with pytest.raises(ConfigError, match=r"README\.md: is the model card, and says licences .* itself"):
+        push(saved, "me/tiny", licence="other")
+    push(saved, "me/tiny")
     assert pushed(hub, "me/tiny")["README.md"].decode() == own
     mmgpt.load(saved, device="cpu").push_to_hub("me/again")
     assert pushed(hub, "me/again")["README.md"].decode() == own
