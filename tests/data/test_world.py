@@ -67,12 +67,12 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for(level):
     assert one_answer == [content(sample) for sample in World("test", len(turns), 3, level)]
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_in_training_more_is_asked_about_pictures_and_the_answer_is_true(level, drawn):
+@pytest.mark.parametrize("first", [False, True])
+def test_in_training_more_is_asked_about_pictures_and_the_answer_is_true(first, drawn):
     asked = Counter()
     for index, task in product(range(150), ("caption", "question")):
         drawn.clear()
-        sample = world_sample(index, "train", 3, level, task)
+        sample = world_sample(index, "train", 3, task=task, first=first)
         [other] = sample.more
         image, text = other.prompt[0].parts
         assert image is sample.prompt[0].parts[0]
@@ -91,7 +91,7 @@ def test_in_training_more_is_asked_about_pictures_and_the_answer_is_true(level, 
             [kind] = [kind for kind in drawn if named[0] in kind]
             assert {named[0], answer} == set(kind)
         asked["how many" if not named else "shape" if named[0] in COLOURS else "colour"] += 1
-    assert min(asked.values()) > 20
+    assert min(asked.values()) > 15
     assert len(asked) == 3
 
 

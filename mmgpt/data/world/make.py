@@ -58,7 +58,7 @@ def world_sample(
         return (Message.of("user", *exchange.media, prompt),)
 
     more = ()
-    if split == "train" and exchange.kinds:  # two documents of a picture teach more than two pictures
+    if split == "train" and world.twice and exchange.kinds:
         other, request, answer = ask_more(rng, task, exchange.kinds)
         more = (Sample(asked(request), (answer,), other, where),)
     return Sample(asked(exchange.prompt), exchange.answers, task, where, group, more=more)

@@ -32,6 +32,8 @@ class Level:
         forms: The forms of each task.
         turns: The tasks in turn, one for each sample.
         first: The level that training begins with, if it begins with an easier one.
+        twice: In training, what is captioned is asked about too, and what is asked about is captioned: two documents of
+            one picture teach more than two pictures.
     """
 
     things: int
@@ -42,6 +44,7 @@ class Level:
     forms: dict[str, tuple["Form", ...]]
     turns: tuple[str, ...]
     first: "Level | None" = None
+    twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,7 @@ FIRST = Level(
         *("caption", "question", "sound", "caption", "question", "transcribe"),
         *("caption", "question", "caption", "question", "transcribe", "text"),
     ),
+    twice=True,
 )
 SMALL = Level(
     things=2,
@@ -358,6 +362,7 @@ SMALL = Level(
         *("caption", "question", "transcribe", "match", "sound", "motion", "caption", "match", "question", "text"),
     ),
     first=FIRST,
+    twice=True,
 )
 HARD = Level(
     things=4,
