@@ -66,7 +66,7 @@ TASKS = {
     ),
     "translate": Task(("Translate into {to}.",), ("sacrebleu", "chrf")),
     "summarize": Task(("Summarize the text.",), ("rouge_l",)),
-    "ask": Task(("",), ("exact_match", "vqa"), exact=True),
+    "ask": Task(("",), ("exact_match", "f1", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),
     "continue": Task(("",), ("perplexity", "bits_per_byte", "bits_per_character"), likelihood=True),
 }

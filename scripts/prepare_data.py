@@ -13,9 +13,11 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
+import av
 import numpy as np
 import PIL.Image
 import pyarrow as pa
@@ -23,6 +25,9 @@ import pyarrow.parquet as pq
 
 from mmgpt.data.splits import members
 from mmgpt.files import atomic_write
+from mmgpt.media import load_audio
+from mmgpt.media.write import write_video
+from mmgpt.tasks import TASKS
 
 GROUP = 100  # rows that are read at once
 FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -102,7 +107,48 @@ def multi30k(folder: Path) -> Iterator[Row]:
                 yield {**request, "split": split}
 
 
-PREPARE = {make.__name__: make for make in (easy_vqa, daquar, fashion_mnist, cifar10, esc10, sst2, sms_spam, multi30k)}
+def tatoeba(folder: Path) -> Iterator[Row]:
+    """Sentences in English and Chinese (Tatoeba), to be translated into Chinese."""
+    rows = [line.split("\t") for line in (folder / "train.tsv").read_text("utf-8").splitlines()]
+    split = held_out(english for english, _ in rows)
+    for english, chinese in rows:
+        request = {"instruction": "Translate into Chinese.", "input": english, "output": chinese}
+        yield {**request, "split": split[english]}
+
+
+def xquad(folder: Path) -> Iterator[Row]:
+    """Questions to be answered from a paragraph, in three languages (Artetxe et al. 2020)."""
+    for code in ("en", "de", "zh"):
+        articles = json.loads((folder / f"xquad.{code}.train.json").read_text("utf-8"))["data"]
+        split = held_out(f"{i:06}" for i in range(len(articles)))
+        for i, article in enumerate(articles):
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    answers = list(dict.fromkeys(answer["text"] for answer in asked["answers"]))
+                    request = {"instruction": asked["question"], "input": paragraph["context"], "answer": answers}
+                    yield {**request, "split": split[f"{i:06}"]}
+
+
+def grid(folder: Path) -> Iterator[Row]:
+    """A speaker's mouth and voice (Cooke et al. 2006, speaker 1): 48 x 32 pixels of each frame, and the sound."""
+    with (folder / "transcripts.tsv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    split = held_out(row["file"] for row in rows)
+    for row in rows:
+        with av.open(str(folder / row["file"])) as file:
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        with TemporaryDirectory() as place:
+            mouth = Path(place) / "mouth.mp4"
+            write_video(mouth, frames[:, 80:112, 46:94], 25.0, load_audio(folder / row["file"]))
+            clip = mouth.read_bytes()
+        asked = {"question": TASKS["transcribe"].prompts[0], "answer": row["transcript"]}
+        yield {"video": clip, **asked, "split": split[row["file"]]}
+
+
+PREPARE = {
+    make.__name__: make
+    for make in (easy_vqa, daquar, fashion_mnist, cifar10, esc10, sst2, sms_spam, multi30k, tatoeba, xquad, grid)
+}
 
 
 def by_picture(asked: Iterable[tuple[str, str, str]], read: Callable[[str], bytes]) -> Iterator[Row]:

@@ -24,11 +24,14 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is evaluated: answers as those of a task, and how they are decoded."""
+    """What is evaluated: answers as those of a task, how they are decoded, and on what: data as they are published, or
+    those that prepare_data.py makes, by its name of them or else the recipe's own.
+    """
 
-    task: str
+    task: str | None
     evaluate: tuple[str, ...] = ()
     format: str = "parquet"
+    prepared: str | None = None
 
 
 RECIPES = {
@@ -38,6 +41,12 @@ RECIPES = {
     "daquar": Recipe("ask"),
     **dict.fromkeys(("fashion_mnist", "cifar10", "esc10", "sst2", "sms_spam"), Recipe("classify", ("--choose",))),
     "multi30k": Recipe("translate", ("--beams", "4")),
+    "tatoeba": Recipe("translate", ("--beams", "4")),
+    "xquad": Recipe("ask"),
+    "grid_sound": Recipe("transcribe", format="sounds"),
+    "grid_lips": Recipe("transcribe", prepared="grid"),
+    "grid_both": Recipe("transcribe", prepared="grid"),
+    "shakespeare": Recipe(None, format="texts"),
 }
 
 
@@ -71,16 +80,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     args, rest = parser.parse_known_args()
     recipe, out, data = RECIPES[args.name], Path("runs") / args.name, args.folder
-    if args.name in PREPARE:
-        data = Path("runs/data") / f"{args.name}.parquet"
+    prepared = recipe.prepared or args.name
+    if prepared in PREPARE:
+        data = Path("runs/data") / f"{prepared}.parquet"
         if not data.exists():
-            run(sys.executable, Path(__file__).with_name("prepare_data.py"), args.name, args.folder, data)
+            run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)
     mmgpt = Path(sys.executable).with_name("mmgpt")
     settings = ("--config", CONFIGS / f"{args.name}.yaml", "--data.path", data, "--out", out, "--resume", "true")
     run(mmgpt, "train", *settings, *rest)
     shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
-    what = ("--format", recipe.format, "--data", data, "--task", recipe.task, "--out", out / "eval")
-    run(mmgpt, "eval", out, *what, *recipe.evaluate)
+    what = ("--format", recipe.format, "--data", data, "--out", out / "eval")
+    task = () if recipe.task is None else ("--task", recipe.task)
+    run(mmgpt, "eval", out, *what, *task, *recipe.evaluate)
     head = "| data | minutes | parameters | metric and score [95 %] | media shuffled |"
     print(f"\n{head}\n{'|---' * 5}|\n{row(args.name, out)}")
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mmgpt.cli import options
 from mmgpt.errors import ConfigError
-from mmgpt.run_config import DataConfig, FileFormat
+from mmgpt.run_config import FileFormat
 from mmgpt.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -47,13 +47,11 @@ def main(arguments: list[str]) -> None:
 
     from pathlib import Path
 
-    from mmgpt import checkpoint
-    from mmgpt.evaluation.exam import Exam, compared_json, examine, examine_all
+    from mmgpt.evaluation.exam import Exam, compared_json, examine, examine_all, text_length
     from mmgpt.evaluation.table import print_scores
     from mmgpt.generation import Decoding
 
-    contexts = [checkpoint.read_config(model).gpt.context for model in args.models]
-    length = min(DataConfig.text_length, *(context - 2 for context in contexts))  # no token is less than a byte
+    length = text_length(args.models)
     decoding = Decoding(**options.decoding(args))
     exams = [
         Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose, length)

@@ -30,6 +30,7 @@ from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
+from mmgpt.errors import ConfigError
 from mmgpt.evaluation.asking import Answered, Lost, choices, costs, replies, settings_of
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.likelihood import Cost
@@ -82,6 +83,25 @@ class Exam:
         some = found if self.limit is None else limited(found, self.limit)
         found = [one for sample in some for one in sample.exchanges][: self.limit]
         return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
+
+
+def text_length(models: Sequence[str]) -> int:
+    """Most bytes of a document of plain text that all the models can be asked about.
+
+    Those that learned from plain text are asked about documents cut as theirs were: cut elsewhere, some that were held
+    out would be learned ones in part. Raises ConfigError where they were cut differently.
+    """
+    lengths, fits = {}, DataConfig.text_length
+    for model in models:
+        directory = checkpoint.locate(model)
+        fits = min(fits, checkpoint.read_config(directory).gpt.context - 2)  # no token is less than a byte
+        told = checkpoint.read_training(directory) if (directory / "training.json").is_file() else {}
+        if "text_length" in told:
+            lengths[told["text_length"]] = model
+    if len(lengths) > 1:
+        told = ", ".join(f"{model} of {length} bytes" for length, model in lengths.items())
+        raise ConfigError(f"these models learned from documents of different lengths: {told}; evaluate each alone")
+    return next(iter(lengths), fits)
 
 
 @dataclass(frozen=True)

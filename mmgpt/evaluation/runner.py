@@ -21,6 +21,7 @@ from mmgpt.evaluation.metrics.text import (
     exact_match,
     is_match,
     sacrebleu,
+    squad,
     word_error_rate,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
@@ -75,6 +76,7 @@ METRICS: dict[str, Metric] = {
     "wer": Metric("word error rate", word_error_rate, lower_is_better=True),
     "cer": Metric("character error rate", character_error_rate, lower_is_better=True),
     "exact_match": Metric("exact match", exact_match, share=True),
+    "f1": Metric("F1 of words", lambda candidates, references: squad(candidates, references)[1]),
     "vqa": Metric("VQA accuracy", vqa_accuracy, votes=True),
     "accuracy": Metric(
         "accuracy", lambda candidates, references: classification(candidates, references)[0], share=True

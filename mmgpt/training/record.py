@@ -18,6 +18,10 @@ def record(config: TrainConfig, samples: int | None) -> dict[str, Any]:
         told["data"] = f"mix of {', '.join(data.mix)}"
     else:
         told["split"] = data.split
+    if data.format == "texts":
+        told["text_length"] = (
+            data.text_length
+        )  # else evaluation would cut other documents, with some learned ones in them
     return told | {
         "samples": samples,
         "epochs": config.epochs if config.steps is None else None,
