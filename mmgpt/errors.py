@@ -25,6 +25,10 @@ class TrainingError(MmgptError):
     """Training cannot go on: a loss that is not finite, a run that is not the one to resume."""
 
 
+class ClusterError(MmgptError):
+    """A cluster cannot be reached, or its workers cannot do what they are asked."""
+
+
 class WriteError(MmgptError):
     """A file cannot be written: no space, no permission, a folder in the way."""
 

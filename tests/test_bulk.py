@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmgpt import checkpoint
-from mmgpt.bulk import Captioned, caption_all
+from mmgpt.bulk.captions import Captioned, caption_all
 from mmgpt.data.pictures import find_pictures
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Decoding
@@ -64,7 +64,7 @@ def test_a_second_start_does_what_is_left_and_a_torn_line_again(place, tmp_path,
     assert caption(place, out, place / "photos") == Captioned(9, 1, 3)
     assert out.read_bytes() == whole.read_bytes()
     assert len(lines(out.with_suffix(".failed.jsonl"))) == 1
-    monkeypatch.setattr("mmgpt.bulk.load", None)  # what is whole needs no model
+    monkeypatch.setattr("mmgpt.bulk.captions.load", None)  # what is whole needs no model
     assert caption(place, out, place / "photos") == Captioned(9, 1, 10)
 
 
@@ -93,10 +93,10 @@ def test_pictures_of_a_table_and_one_of_its_rows_that_is_none(place, assistant, 
 
 DYING = """
 import os, signal
-import mmgpt.bulk
+import mmgpt.bulk.captions
 from mmgpt.cli.main import main
 
-written, as_json = [], mmgpt.bulk.as_json
+written, as_json = [], mmgpt.bulk.captions.as_json
 
 def dying(value):
     written.append(value)
@@ -104,7 +104,7 @@ def dying(value):
         os.kill(os.getpid(), signal.SIGKILL)
     return as_json(value)
 
-mmgpt.bulk.as_json = dying
+mmgpt.bulk.captions.as_json = dying
 main()
 """
 

@@ -1,6 +1,6 @@
 """Captions of any number of pictures, in files that a second start goes on with.
 
-captions.jsonl             {"image": name, "caption": text}, a line each, in the order of the pictures
+captions.jsonl             {"image": name, "caption": text}, a line each, in order (of Ray: in the order they come)
 captions.failed.jsonl      {"image": name, "reason": text} of those that cannot be decoded
 captions.settings.json     the model and the decoding: captions of others are not mixed with these
 """
@@ -8,21 +8,18 @@ captions.settings.json     the model and the decoding: captions of others are no
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import chain, tee
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from mmgpt.assistant import load
-from mmgpt.content import Image
+from mmgpt.bulk.local import Picture, described
 from mmgpt.data.pictures import Pictures
-from mmgpt.data.rows import Cell
-from mmgpt.errors import MediaError
-from mmgpt.evaluation.asking import Asked, said, settings_of
+from mmgpt.evaluation.asking import settings_of
 from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress_bar
-from mmgpt.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,15 @@ class Captioned:
 
 
 def caption_all(
-    model: str, pictures: Sequence[Pictures], out: Path, decoding: Decoding, *, int8: bool = False, threads: int = 2
+    model: str,
+    pictures: Sequence[Pictures],
+    out: Path,
+    decoding: Decoding,
+    *,
+    int8: bool = False,
+    threads: int = 2,
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
 ) -> Captioned:
     """Caption each picture once, though it be given twice, and go on where a start before this one has ended.
 
@@ -47,54 +52,52 @@ def caption_all(
         out: Where captions go, "captions.jsonl"; its neighbours are called after it.
         decoding: How captions are decoded.
         int8: Compute in int8.
-        threads: That decode pictures.
+        threads: That decode pictures, beside each model.
+        engine: "local", one model in this process, or "ray", one in each worker of a cluster (see mmgpt.bulk.ray).
+        workers: How many of these; None is one for each GPU, or for each core where there are none.
 
     Raises:
-        ConfigError: The files are of another model or other decoding, or being written to.
+        ConfigError: The files are of another model or other decoding, or being written to; Ray is not installed.
         CheckpointError: The model cannot be read.
+        ClusterError: No cluster, or workers that cannot do this.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     side = out.with_suffix(".failed.jsonl")
     with ExitStack() as stack:
         stack.enter_context(held(out.with_name(f".{out.stem}.lock")))
-        agree(out.with_suffix(".settings.json"), settings_of(model, int8, decoding), out)
+        settings = settings_of(model, int8, decoding)
+        agree(out.with_suffix(".settings.json"), settings, out)
         told, lost = (stack.enter_context(path.open("a+b", buffering=0)) for path in (out, side))
-        described, failed = _names(told), _names(lost)
-        done = described | failed
-        counts, before = {True: len(described), False: len(failed)}, len(done)
+        described_before, failed = _names(told), _names(lost)
+        done = described_before | failed
+        counts, before = {True: len(described_before), False: len(failed)}, len(done)
         missing = _missing(pictures, done)
         if (first := next(missing, None)) is None:
             return Captioned(counts[True], counts[False], before)
-        assistant = load(model, int8=int8)
+        missing, total = chain([first], missing), sum(source.count for source in pictures)
         bar = stack.enter_context(progress_bar())
-        task = bar.add_task("describing", total=sum(source.count for source in pictures), completed=before)
-        names, asked = tee(chain([first], missing))
-        for (name, _), answer in zip(names, said(assistant, asked, decoding, threads), strict=False):
-            if isinstance(answer, str):
-                told.write(as_json({"image": name, "caption": answer}) + b"\n")
-            else:
-                lost.write(as_json({"image": name, "reason": str(answer)}) + b"\n")
-            counts[isinstance(answer, str)] += 1
+        task = bar.add_task("describing", total=total, completed=before)
+        if engine == "ray":
+            from mmgpt.bulk.ray import Worker, described_on_ray
+
+            worker = Worker(model, settings["model"]["sha256"], int8, decoding, threads)
+            records = described_on_ray(worker, missing, total - before, workers)
+        else:
+            records = described(load(model, int8=int8), missing, decoding, threads)
+        for record in stack.enter_context(closing(records)):
+            has_caption = "caption" in record
+            (told if has_caption else lost).write(as_json(record) + b"\n")
+            counts[has_caption] += 1
             bar.advance(task)
     return Captioned(counts[True], counts[False], before)
 
 
-def _missing(pictures: Sequence[Pictures], done: set[bytes]) -> Iterator[Asked]:
-    """What is to be asked of the pictures that are not done, which they then are."""
+def _missing(pictures: Sequence[Pictures], done: set[bytes]) -> Iterator[Picture]:
+    """The pictures that are not done, which they then are."""
     for name, image in chain.from_iterable(pictures):
         if (mark := _mark(name)) not in done:
             done.add(mark)
-            yield name, TASKS["caption"].conversation(_read(image))
-
-
-def _read(image: Image) -> Image:
-    """The picture, if it lies in a table with its bytes: tables are not read by several threads."""
-    if not isinstance(image.source, Cell):
-        return image
-    try:
-        return Image(image.source.read_bytes())
-    except MediaError:
-        return image  # which is told when it is decoded
+            yield name, image
 
 
 def _names(file: BinaryIO) -> set[bytes]:
