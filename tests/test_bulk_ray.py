@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -89,6 +90,13 @@ def wait_for_lines(path: Path, count: int) -> int:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return path.read_bytes().count(b"\n")
+
+
+def test_a_cluster_that_is_not_there_is_told(place, tmp_path, monkeypatch):  # before there is one
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{gone.getsockname()[1]}")
+    with pytest.raises(ClusterError, match="refused; see RAY_ADDRESS"):
+        caption(tmp_path / "captions.jsonl")
 
 
 def test_a_worker_killed_in_mid_run_costs_no_picture_and_doubles_none(cluster, place, tmp_path, capfd):

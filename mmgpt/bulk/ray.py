@@ -148,6 +148,9 @@ def _connected(ray: Any) -> Iterator[None]:
     """To the cluster at RAY_ADDRESS, or one that runs on this machine, or one that is started and ended here."""
     if connect := not ray.is_initialized():
         try:
+            host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+            if host and "//" not in host:  # where nobody answers Ray would try for many minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             with _silent_stderr():  # else it says that it will be silent
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError) as error:
