@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     parser = options.parser(
         "demo",
         "Make a small world of shapes, sounds and clips, train one model on all of it, measure it on held-out samples, "
-        "and write a report: five to six minutes on two CPU cores.",
+        "and write a report: about five minutes on two CPU cores.",
     )
     parser.add_argument("--out", default=options.DEFAULT_MODEL, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--samples", type=int, default=56_000, metavar="N", help="to train on (default: %(default)s)")
