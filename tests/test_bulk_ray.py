@@ -3,7 +3,6 @@
 import io
 import os
 import socket
-import subprocess
 import sys
 import tarfile
 import threading
@@ -39,10 +38,10 @@ SOURCES = ["shard.tar", "rows.parquet", os.fsdecode(b"missing-\xff.png"), "photo
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """One with room for two workers; its address."""
+def cluster() -> Iterator[None]:
+    """One with room for two workers."""
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    yield ray.get_runtime_context().gcs_address
+    yield
     ray.shutdown()
 
 
@@ -116,26 +115,6 @@ def test_a_worker_killed_in_mid_run_costs_no_picture_and_doubles_none(cluster, p
     assert told[0] < PHOTOS // 2
     assert_same(out, place / "local.jsonl")
     assert "killed" not in "".join(capfd.readouterr())  # of which Ray would tell
-
-
-def test_a_killed_driver_is_gone_on_with(cluster, place, tmp_path):
-    out = tmp_path / "captions.jsonl"
-    command = [sys.executable, "-c", "from mmgpt.cli.main import main; main()", "caption", "photos"]
-    command += ["--out", str(out), "--engine", "ray", "--workers", "1", "--model", "model"]
-    command += ["--max-new-tokens", "40", "--temperature", "1", "--seed", "3"]
-    with (tmp_path / "terminal").open("wb") as terminal:
-        driver = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster}, stdout=terminal, stderr=terminal)
-        try:
-            wait_for_lines(out, 20)
-        finally:
-            driver.kill()
-            driver.wait()
-            said = (tmp_path / "terminal").read_text()
-    assert not said.strip()  # of Ray
-    before = sum(path.read_bytes().count(b"\n") for path in (out, out.with_suffix(".failed.jsonl")))
-    assert before < PHOTOS
-    assert caption(out, engine="local") == Captioned(PHOTOS + 2, 4, before)
-    assert_same(out, place / "local.jsonl")
 
 
 def test_a_worker_that_finds_another_model_refuses(cluster, place):

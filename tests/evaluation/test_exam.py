@@ -222,13 +222,14 @@ def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_doe
     said = [one.answers[0] for one in samples]
     good = {i: Answered(one, said[i]) for i, one in enumerate(samples)}
     bad = {i: Answered(one, said[i] if i % 4 == 1 else "a door") for i, one in enumerate(samples) if i}
-    (row,) = compare([Examined("a", [], good, {}), Examined("b", [], bad, {0: "too long"})])
+    row, f1 = compare([Examined("a", [], good, {}), Examined("b", [], bad, {0: "too long"})])
     truths = [Reference([truth], "") for truth in said[1:]]
     first, second = (score("qa", [one[i].prediction for i in range(1, 9)], truths) for one in (good, bad))
     assert (row.task, row.metric, row.n, row.scores) == ("ask", "exact match", 8, [1.0, 2 / 8])
     assert row.intervals == [first.intervals["exact match"], second.intervals["exact match"]]
     assert row.p == [compared(first, second)["exact match"][1]]
     assert row.p[0] < 0.05
+    assert (f1.metric, f1.scores) == ("F1 of words", [first.scores["F1"], second.scores["F1"]])
 
 
 def test_of_documents_to_continue_the_likelihood_is_told(place, tmp_path, assistant):

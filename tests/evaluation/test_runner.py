@@ -62,7 +62,7 @@ def test_broken_and_too_long_samples_are_named_and_the_rest_is_answered(assistan
 
 
 def test_a_model_that_is_right_scores_one_and_less_with_shuffled_media(assistant, right):
-    (score,) = evaluate(assistant, right, DECODING).scores
+    score, _ = evaluate(assistant, right, DECODING).scores
     assert (score.task, score.metric, score.n, score.score) == ("ask", "exact match", 6, 1.0)
     assert score.interval is not None
     assert score.interval[0] < 1 <= score.interval[1]
@@ -71,13 +71,13 @@ def test_a_model_that_is_right_scores_one_and_less_with_shuffled_media(assistant
 
 
 def test_the_control_is_the_score_of_the_same_questions_with_other_media(assistant, right):
-    (score,) = evaluate(assistant, right, DECODING, seed=5).scores
+    score, _ = evaluate(assistant, right, DECODING, seed=5).scores
     spoilt = answer_all(assistant, shuffle_media(right, np.random.default_rng(5)), DECODING).answered
     assert score.control == exact_match([one.prediction for one in spoilt], [one.answers for one in right]).value
 
 
 def test_there_is_no_control_without_media(assistant):
-    (score,) = evaluate(assistant, [ask(i) for i in range(3)], DECODING).scores
+    score, _ = evaluate(assistant, [ask(i) for i in range(3)], DECODING).scores
     assert score.control is None
 
 
@@ -94,6 +94,7 @@ def test_each_task_has_the_metrics_of_its_kind(assistant):
         ("caption", "CIDEr-D"), ("caption", "BLEU-4"), ("transcribe", "word error rate"),
         ("transcribe", "character error rate"), ("describe", "CIDEr-D"), ("describe", "BLEU-4"),
         ("classify", "accuracy"), ("classify", "macro-F1"), ("ask", "exact match"),
+        ("ask", "F1 of words"),
     ]  # fmt: skip
     assert {score.metric for score in evaluation.scores if score.lower_is_better} == {
         "word error rate", "character error rate",
@@ -113,7 +114,7 @@ def test_questions_with_the_answers_of_ten_people_have_vqa_accuracy(assistant, r
     said = [one.answers[0] for one in right]
     votes = [(said[0], *["another"] * 7, said[0], said[0]), (*["another"] * 9, said[1])]
     samples = [dataclasses.replace(one, votes=v) for one, v in zip(right, votes, strict=False)] + right[2:]
-    exact, vqa = evaluate(assistant, samples, DECODING).scores
+    exact, _, vqa = evaluate(assistant, samples, DECODING).scores
     assert (exact.metric, exact.score, exact.n) == ("exact match", 1.0, 6)
     assert (vqa.metric, vqa.n) == ("VQA accuracy", 2)
     # Leaving one of the three out leaves two who agree: 2/3 in 3 of 10 cases, 1 in 7; of the one: 0 in 1, 1/3 in 9.
@@ -185,5 +186,5 @@ def test_the_text_of_an_answer_with_media_is_the_reference(assistant):
     assert (told.question, told.truth, told.correct) == ("", "A red circle.", None)
     assert told.image is None  # nobody was shown it
     question = Sample((Message.of("user", "Draw."),), ((some_image(0), Text("Here.")),), "ask", "a.jsonl:2")
-    [score] = scored([Answered(question, "Here.")], [])
+    score, _ = scored([Answered(question, "Here.")], [])
     assert score.score == 1.0
