@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
@@ -58,7 +59,8 @@ class KeepCheckpoints(L.Callback):
 class KeepState(L.Callback):
     """Keeps the state of the run every so many steps, and when the process is told to end (SIGTERM); resumes from it.
 
-    A state is written after the validation that follows its step, so a resumed run neither repeats nor misses one.
+    A state is written after the validation that follows its step, so a resumed run neither repeats nor misses one; told
+    to end in the middle of a validation it is written at once, and the resumed run begins with that validation.
 
     Args:
         out: Directory of the run.
@@ -95,6 +97,7 @@ class KeepState(L.Callback):
         self.checkpoints = checkpoints
         self.loader = loader
         self.state = before[-1] if before else None
+        self.validating: int | None = None  # the epoch whose validation is still to be done
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and self.state is not None:
@@ -118,6 +121,7 @@ class KeepState(L.Callback):
         self.loader.load_state(module.position)
         self.checkpoints.best = values["best"]
         self.checkpoints.saved_at = values["saved_at"]
+        self.validating = values["validating"]
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):
@@ -141,6 +145,21 @@ class KeepState(L.Callback):
             load_weights(self.state, pl_module.model)
             load_optimizer(self.state, pl_module.model, trainer.optimizers[0])
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.validating is None:
+            return
+        # As the Trainer does it between two steps, with what it counts by as it was then.
+        fit, epoch, connector = trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer._logger_connector
+        kept, first = fit.epoch_progress.current, connector._first_loop_iter
+        fit.epoch_progress.current = _counted(kept, self.validating)
+        epoch._batches_that_stepped -= 1
+        trainer.validating = True
+        epoch.val_loop.run()
+        trainer.training = True
+        epoch._batches_that_stepped += 1
+        fit.epoch_progress.current, connector._first_loop_iter = kept, first
+        self.validating = None
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -148,8 +167,11 @@ class KeepState(L.Callback):
             self._save(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.training and trainer.global_step:
-            self._save(trainer, pl_module)
+        if not isinstance(exception, SIGTERMException) or not trainer.global_step:
+            return
+        if trainer.validating and trainer.state.fn == TrainerFn.FITTING and self.validating is None:
+            self.validating = trainer.current_epoch
+        self._save(trainer, pl_module)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, MultimodalModule)
@@ -160,6 +182,7 @@ class KeepState(L.Callback):
             "processes": gathered((module.position, module.broken)),
             "best": self.checkpoints.best,
             "saved_at": self.checkpoints.saved_at,
+            "validating": self.validating,
             "batches": trainer.fit_loop.epoch_loop.batch_progress.total.completed,
             "steps": trainer.global_step,
         }

@@ -19,10 +19,12 @@ import mmgpt.checkpoint
 import mmgpt.training.state
 from mmgpt.cli.train import parse
 from mmgpt.model import MultimodalGPT
+from mmgpt.training.module import MultimodalModule
 from mmgpt.training.run import train
 
 PLACES = {
     "loss": (MultimodalGPT, "loss"),  # in a step, between accumulated batches too, and in validation
+    "validation": (MultimodalModule, "validation_step"),
     "state": (mmgpt.training.state, "save_file"),  # while a state is written: two calls each
     "drop": (mmgpt.training.state.shutil, "rmtree"),  # while an old one is removed
     "checkpoint": (mmgpt.checkpoint, "sync"),  # while a checkpoint is written

@@ -53,7 +53,7 @@ class Ended:
 def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
     """Runs by their way and how they were ended; each goes on until it ends by itself."""
     place = tmp_path_factory.mktemp("runs")
-    folder = write_walls(place / "walls", train=17, dev=4, broken=("train", "dev"))
+    folder = write_walls(place / "walls", train=17, dev=9, broken=("train", "dev"))
     write_stream(folder)
     moments = random.Random(0)
     kills = {
@@ -64,7 +64,7 @@ def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
             ("drop", 6),
             ("loss", moments.randint(4, 7)),
         ],
-        "SIGTERM": [("loss", 3), ("loss", 2)],
+        "SIGTERM": [("loss", 3), ("loss", 2), ("validation", 1), ("validation", 1)],
         "never": [],
     }
     asked = [(way, how) for way in WAYS for how in kills]
