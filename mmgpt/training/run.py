@@ -309,6 +309,7 @@ def _quiet() -> None:
         "returned `None`",
         "LeafSpec",
         "Found .* in eval mode",
+        "sync_dist",  # what is logged has been gathered already
     )
     for hint in hints:
         warnings.filterwarnings("ignore", module="lightning", message=f".*{hint}")
