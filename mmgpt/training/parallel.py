@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -27,7 +27,10 @@ def processes(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(f"devices: {here}, but this machine has {gpus} GPUs")
     settings: dict[str, Any] = {"accelerator": "cuda" if gpus else "cpu", "devices": here, "num_nodes": nodes}
     if not config.sharded:
-        return settings if here * nodes == 1 else {**settings, "strategy": "ddp"}
+        if here * nodes == 1:
+            return settings
+        # Gradients lie in the buffers that are sent, instead of being copied to them.
+        return {**settings, "strategy": DDPStrategy(gradient_as_bucket_view=True)}
     if here * nodes == 1:
         raise ConfigError("sharded: there is one process alone, nothing to divide among; set devices, or use torchrun")
     if config.optimizer.muon is not None:

@@ -28,7 +28,7 @@ class Plan:
         memory: Most bytes that the process will have (cpu) or allocate on the GPU (cuda); of several processes, each.
             Of a run that does not fit, what it had when it was known.
         workers: Bytes that the data workers have beside it.
-        available: Bytes that are free for it.
+        available: Bytes that are free for it; of several processes on a CPU, for each.
         seconds: Of training, of all validations, and at most of the evaluation at the end; None if it does not fit.
         no_room: Why it does not fit into memory; None if it does.
     """
@@ -74,7 +74,7 @@ def plan(config: TrainConfig) -> Plan:
         no_room = "the trial was ended by the system, which had no memory left"
     elif done.returncode:
         raise TrainingError(f"the trial failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
-    elif no_room is None and found["device"] == "cpu" and memory + workers > free:
+    elif no_room is None and found["device"] == "cpu" and memory + workers > found["available"]:
         no_room = "more memory than is free"
     return Plan(
         modules=found.get("modules", {}),

@@ -1,12 +1,14 @@
 """A short run in a process of its own, to be measured: `python -m mmgpt.training.trial CONFIG RESULT AVAILABLE`.
 
-It goes through all that a run goes through: steps on typical batches, whose time is taken, then on the largest to be
-expected, a state and a checkpoint kept, validation, and the evaluation at the end. What it finds out is written to
-RESULT as it goes, since it may be ended for want of memory at any moment.
+It goes through all that a run goes through, by as many processes as the run has on this machine: steps on typical
+batches, whose time is taken, then on the largest to be expected, a state and a checkpoint kept, validation, and the
+evaluation at the end. What the first process finds out is written to RESULT as it goes, since it may be ended for want
+of memory at any moment.
 """
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,6 +66,8 @@ class Findings:
 
     def add(self, **values: Any) -> None:
         self.values.update(values)
+        if int(os.environ.get("LOCAL_RANK", 0)):
+            return
         with atomic_write(self.path, wait=False) as draft:
             draft.write_text(json.dumps(self.values))
 
@@ -71,9 +75,10 @@ class Findings:
 class Watch(L.Callback):
     """Counts parameters, takes times, and ends the trial where the weights alone do not fit."""
 
-    def __init__(self, findings: Findings, available: int):
+    def __init__(self, findings: Findings, available: int, shares: int):
         self.findings = findings
         self.available = available
+        self.shares = shares  # of a process that has its share of the weights alone: so many are a whole
         self.ends = [0.0]  # of steps
         self.costs = [0]  # of steps, in tokens
         self.validation = [0.0, 0.0]  # its beginning, and the end of its last batch
@@ -90,6 +95,7 @@ class Watch(L.Callback):
             count["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
             # The weights; of those trained a gradient and a tensor of the optimizer's at least.
             least += parameter.nbytes * (3 if parameter.requires_grad else 1)
+        least //= self.shares
         self.findings.add(modules=modules, memory=least)
         if least > self.available:
             raise NoRoomError("weights, gradients and the optimizer alone do not fit")
@@ -123,9 +129,9 @@ class Watch(L.Callback):
 def run(config: TrainConfig, findings: Findings, available: int) -> None:
     """Make the trial. Raises what a run raises, and NoRoomError."""
     machines = processes(config)
-    ranks = machines["devices"] * machines["num_nodes"]
-    if machines["accelerator"] == "cuda":
-        available = torch.cuda.mem_get_info()[0]
+    here = machines["devices"]
+    ranks = here * machines["num_nodes"]
+    available = torch.cuda.mem_get_info()[0] if machines["accelerator"] == "cuda" else available // here
     findings.add(device=machines["accelerator"], available=available)
     data = read(config)
     sized, share = measure(config, data)
@@ -151,7 +157,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     short = replace(
         short,
         out=str(findings.path.parent / "run"),
-        devices=1,
+        devices=here,
         epochs=1,
         steps=None,
         val_every=0,
@@ -159,8 +165,11 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         resume=False,
         cache=None,
     )
-    watch = Watch(findings, available)
-    done = fit(short, Data(chosen, held_out, data.tokenizer, shuffle=False), [watch])
+    watch = Watch(findings, available, here if config.sharded else 1)
+    everyone = [sample for sample in chosen for _ in range(here)]  # each process takes steps on all that is chosen
+    done = fit(short, Data(everyone, held_out, data.tokenizer, shuffle=False), [watch])
+    if not done.first:
+        return
     validated = time.monotonic()
     finish(short, done)
     evaluated = time.monotonic()
@@ -172,7 +181,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         memory=peak_memory(),
         seconds={
             "training": watch.seconds_per_token * tokens,
-            "validation": validations * ((last - begun) * more / ranks + validated - last),
+            "validation": validations * ((last - begun) * more * here / ranks + validated - last),
             "evaluation": (evaluated - validated) * more,
         },
     )

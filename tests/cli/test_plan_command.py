@@ -7,6 +7,7 @@ from walls import wall_config, write_walls
 
 import mmgpt.training.plan
 from mmgpt.cli.train import save_config
+from mmgpt.training.memory import available_memory
 
 
 @pytest.fixture
@@ -15,12 +16,14 @@ def walls(tmp_path):
     return tmp_path / "run" / "config.yaml"
 
 
-def test_a_run_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls):
-    told = mmgpt_command("plan", "--config", walls, "--epochs", 5, "--out", walls.parent, "--json")
+def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls):
+    free = available_memory()
+    told = mmgpt_command("plan", "--config", walls, "--epochs", 5, "--out", walls.parent, "--devices", 2, "--json")
     assert told.code == 0, told.err
     found = json.loads(told.out)
     assert found["fits"]
-    assert (found["samples"], found["steps"]) == (9, 10)
+    assert free / 4 < found["available"] < free * 3 / 4  # half of it, for each
+    assert (found["samples"], found["steps"]) == (9, 5)
     assert 1e8 < found["memory"] < found["available"]
     assert [path.name for path in walls.parent.iterdir()] == ["config.yaml"]
 
