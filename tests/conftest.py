@@ -18,6 +18,13 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 
+LONGEST = ("test_state.py", "test_parallel.py", "test_plan_command.py", "test_run.py", "test_exam.py", "test_bulk.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no core waits for another one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:

@@ -32,6 +32,7 @@ from mmgpt.data.pictures import find_pictures
 from mmgpt.errors import ClusterError, ConfigError
 from mmgpt.generation import Decoding
 
+pytestmark = pytest.mark.cluster
 DRAWN = Decoding(max_new_tokens=40, temperature=1.0, seed=3)
 PHOTOS = 200
 SOURCES = ["shard.tar", "rows.parquet", os.fsdecode(b"missing-\xff.png"), "photos"]
