@@ -63,7 +63,8 @@ class Worker:
         As many in each row when the share is described again: Ray goes on with the first row that has not come.
         """
         [share] = batch["share"]
-        records = described(self.assistant, pickle.loads(share), self.decoding, self.threads)
+        pictures = pickle.loads(share)  # of our own driver: all that Ray sends is pickled
+        records = described(self.assistant, pictures, self.decoding, self.threads)
         while some := list(islice(records, TOGETHER)):
             yield {"records": [as_json(some)]}
 
