@@ -205,14 +205,17 @@ class Assistant:
         order = scores.argsort(descending=True, stable=True).tolist()
         return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
 
-    @torch.inference_mode()
     def likelihoods(self, prompt: Example, answers: Sequence[str]) -> torch.Tensor:
         """Log-probability (answers,) of each whole answer to a prompt, which is encoded once for all."""
         return self.log_likelihoods([self.processor.encode_answer(prompt, answer) for answer in answers])
 
-    @torch.inference_mode()
     def log_likelihoods(self, examples: Sequence[Example]) -> torch.Tensor:
-        """Log-probability (examples,) of each example's supervised tokens; media that they share are encoded once."""
+        """Log-probability (examples,) of all of each example's supervised tokens."""
+        return torch.stack([own.sum() for own in self.log_probabilities(examples)])
+
+    @torch.inference_mode()
+    def log_probabilities(self, examples: Sequence[Example]) -> list[torch.Tensor]:
+        """For each example that of its supervised tokens (tokens,); media that they share are encoded once."""
         batch = collate(examples).to(self.model.device)
         targets = batch.targets
         places = zip(self.model.hidden(batch)[targets - 1].split(ROWS), batch.ids[targets].split(ROWS), strict=True)
@@ -223,7 +226,7 @@ class Assistant:
             ]
         )  # targets
         counts = [int(learn.sum()) for learn in batch.supervised.split(batch.lengths)]
-        return torch.stack([own.sum() for own in chosen.split(counts)])
+        return list(chosen.split(counts))
 
     def save(self, directory: str | Path) -> None:
         """Write the checkpoint: one directory that `mmgpt.load` reads."""

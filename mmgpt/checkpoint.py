@@ -225,6 +225,11 @@ def _read_settings(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a configuration of mmgpt: {error}") from None
 
 
+def told_by_run(directory: Path) -> dict[str, Any]:
+    """What `read_training` reads; nothing of a foreign checkpoint, which has no run of ours."""
+    return read_training(directory) if (directory / "training.json").is_file() else {}
+
+
 def read_training(directory: Path) -> dict[str, Any]:
     """What the run told of itself: steps, samples, minutes, data, settings, scores."""
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from prepare_data import PREPARE
 
 from mmgpt import checkpoint
+from mmgpt.evaluation.report import number
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -64,9 +65,9 @@ def row(name: str, out: Path) -> str:
     told, size = checkpoint.read_training(best), sum(checkpoint.read_sizes(best).values())
     lines = []
     for score in results["scores"]:
-        values = (score["score"], *(score["interval"] or (float("nan"),) * 2), score["control"] or float("nan"))
-        value, low, high, control = (f"{score['times'] * one:.{1 if score['times'] == 100 else 3}f}" for one in values)
-        control = "" if score["control"] is None else control
+        values = (score["score"], *(score["interval"] or (float("nan"),) * 2))
+        value, low, high = (number(one, score["times"]) for one in values)
+        control = "" if score["control"] is None else number(score["control"], score["times"])
         what = f"{name}, dev, {score['n']:,}" if not lines else ""
         cost = f"{told['minutes']:.1f} | {size / 1e6:.2f} M" if not lines else " | "
         metric = f"{score['metric']} {value} [{low}–{high}]"

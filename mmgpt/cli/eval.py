@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     from mmgpt.evaluation.table import print_scores
     from mmgpt.generation import Decoding
 
-    length = text_length(args.models)
+    length = text_length(args.models) if args.format == "texts" else Exam.text_length
     decoding = Decoding(**options.decoding(args))
     exams = [
         Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose, length)
@@ -86,6 +86,8 @@ def _print_comparison(names: list[str], rows: "list[Compared]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from mmgpt.evaluation.report import number
+
     table = Table("task", box=None, pad_edge=False)
     for i, name in enumerate(names):
         for column in (escape(name), "95 %", *(("difference", "p") if i else ())):
@@ -94,11 +96,9 @@ def _print_comparison(names: list[str], rows: "list[Compared]") -> None:
     for row in rows:
         cells = []
         for i, (score, interval) in enumerate(zip(row.scores, row.intervals, strict=True)):
-            digits = 1 if row.times == 100 else 3
-            ends = "–".join(f"{row.times * end:.{digits - 1}f}" for end in interval)
-            cells += [f"{row.times * score:.{digits}f}", ends]
+            cells += [number(score, row.times), "–".join(number(end, row.times, 0) for end in interval)]
             if i:
-                cells += [f"{row.times * (score - row.scores[0]):+.{digits}f}", f"{row.p[i - 1]:.3f}"]
+                cells += [number(score - row.scores[0], row.times, sign="+"), f"{row.p[i - 1]:.3f}"]
         table.add_row(f"{row.task}, {row.metric}{' ↓' if row.lower_is_better else ''}", *cells, str(row.n))
     console = Console()
     console.print(table)

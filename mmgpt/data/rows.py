@@ -76,7 +76,7 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
     lists = {name: value for name, value in fields.items() if name in known and isinstance(value, list)}
     turns = lists.get(_DOCUMENT, [])
     talk = bool(turns) and all(isinstance(turn, dict) for turn in turns)
-    if len(lists) > 1 and turns and not talk:
+    if len(lists) > 1 and _DOCUMENT in lists and not talk:
         return conversation_sample([Message("assistant", _interleaved(lists, folder))], where)
     media: dict[str, list[Part]] = {kind: [] for kind in _PARTS}
     for name, value in fields.items():

@@ -138,11 +138,14 @@ def costs(assistant: Assistant, samples: Iterable[Sample]) -> Iterator[Answered 
     assistant.require_answers()
     samples, again = tee(samples)
     waiting: list[tuple[Sample, list[Example] | MediaError | TooLongError]] = []
+    tokens = 0
     for sample, prompt in zip(samples, _encoded(assistant, map(_asked, again)), strict=False):
-        waiting.append((sample, _answers_of(assistant, sample, prompt)))
-        if sum(len(one) for _, found in waiting if isinstance(found, list) for one in found) >= TOKENS:
+        found = _answers_of(assistant, sample, prompt)
+        waiting.append((sample, found))
+        tokens += sum(map(len, found)) if isinstance(found, list) else 0
+        if tokens >= TOKENS:
             yield from _paid(assistant, waiting)
-            waiting.clear()
+            waiting, tokens = [], 0
     yield from _paid(assistant, waiting)
 
 

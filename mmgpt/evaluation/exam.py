@@ -95,9 +95,8 @@ def text_length(models: Sequence[str]) -> int:
     for model in models:
         directory = checkpoint.locate(model)
         fits = min(fits, checkpoint.read_config(directory).gpt.context - 2)  # no token is less than a byte
-        told = checkpoint.read_training(directory) if (directory / "training.json").is_file() else {}
-        if "text_length" in told:
-            lengths[told["text_length"]] = model
+        if (length := checkpoint.told_by_run(directory).get("text_length")) is not None:
+            lengths[length] = model
     if len(lengths) > 1:
         told = ", ".join(f"{model} of {length} bytes" for length, model in lengths.items())
         raise ConfigError(f"these models learned from documents of different lengths: {told}; evaluate each alone")

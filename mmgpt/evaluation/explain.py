@@ -143,12 +143,8 @@ def _log_probabilities(assistant: Assistant, examples: Sequence[Example], start:
 
     That the answer ends is left out.
     """
-    model = assistant.model
-    batch = collate(examples).to(model.device)
-    ends = torch.tensor(batch.lengths, device=model.device).cumsum(0)
-    places = (ends - len(examples[0]))[:, None] + torch.arange(start, len(examples[0]) - 1, device=model.device)
-    logs = model.gpt.head(model.hidden(batch)[places.flatten() - 1]).float().log_softmax(1)
-    return logs.gather(1, batch.ids[places.flatten()][:, None]).view(places.shape)
+    tokens = len(examples[0]) - start  # all of which are supervised, as those of earlier answers in the prompt are
+    return torch.stack([found[-tokens:-1] for found in assistant.log_probabilities(examples)])
 
 
 # --- occlusion

@@ -23,6 +23,11 @@ FRAMES = 8  # of a video, at most
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
+def number(value: float, times: int, digits: int = 1, sign: str = "") -> str:
+    """A score as people read it, with so many digits behind the point; two more where it is no fraction."""
+    return f"{times * value:{sign}.{digits if times == 100 else digits + 2}f}"
+
+
 @dataclass(frozen=True)
 class TaskScore:
     """One row of the table of scores. Most scores are fractions that are shown times 100.
@@ -67,8 +72,8 @@ class TaskScore:
         return f"{self.number(value)}\N{NO-BREAK SPACE}{self.unit}".rstrip()
 
     def number(self, value: float, digits: int = 1) -> str:
-        """A value of this row as text, with so many digits behind the point; two more where it is no fraction."""
-        return f"{self.times * value:.{digits if self.times == 100 else digits + 2}f}"
+        """A value of this row as text, without the unit."""
+        return number(value, self.times, digits)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ def record(config: TrainConfig, samples: int | None) -> dict[str, Any]:
     else:
         told["split"] = data.split
     if data.format == "texts":
-        told["text_length"] = (
-            data.text_length
-        )  # else evaluation would cut other documents, with some learned ones in them
+        # Evaluation cuts as training did: other documents would have learned ones in them.
+        told["text_length"] = data.text_length
     return told | {
         "samples": samples,
         "epochs": config.epochs if config.steps is None else None,
@@ -40,8 +39,7 @@ def _begun_from(config: TrainConfig) -> list[str]:
     """By `origin`, with what the model of `init` itself began from."""
     found = []
     if config.init is not None:
-        files = checkpoint.locate(config.init)
-        found = checkpoint.read_training(files).get("begun_from", []) if (files / "training.json").is_file() else []
+        found = checkpoint.told_by_run(checkpoint.locate(config.init)).get("begun_from", [])
     model = config.model
     sources = [config.init, model.gpt.weights]
     for encoder in (model.image, model.audio):

@@ -66,7 +66,7 @@ class Findings:
 
     def add(self, **values: Any) -> None:
         self.values.update(values)
-        if int(os.environ.get("LOCAL_RANK", 0)):
+        if int(os.environ.get("LOCAL_RANK", 0)):  # told before the processes have met
             return
         with atomic_write(self.path, wait=False) as draft:
             draft.write_text(json.dumps(self.values))

@@ -20,7 +20,7 @@ from mmgpt.data.controls import shuffle_media
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation import exam as exam_module
 from mmgpt.evaluation.asking import Answered, costs
-from mmgpt.evaluation.exam import Exam, Examined, compare, examine
+from mmgpt.evaluation.exam import Exam, Examined, compare, examine, text_length
 from mmgpt.evaluation.predictions import Reference
 from mmgpt.evaluation.runner import evaluate
 from mmgpt.evaluation.scoring import compared, score
@@ -269,3 +269,13 @@ def test_questions_that_share_a_picture_are_asked_one_by_one(place, tmp_path):
     asked = [sample.prompt[0].parts[1].text for sample in exam.samples()]
     assert asked == ["What?", "Why?"] * 2
     assert len(dataclasses.replace(exam, limit=3).samples()) == 3
+
+
+def test_texts_are_cut_as_those_that_were_learned(place, tmp_path, model, tokenizer):
+    for length in (100, 90):
+        checkpoint.save(tmp_path / str(length), model, tokenizer, {"text_length": length})
+    learned, other, without = (str(path) for path in (tmp_path / "100", tmp_path / "90", place / "model"))
+    assert text_length([learned]) == text_length([learned, without]) == 100
+    assert text_length([without]) == model.config.gpt.context - 2
+    with pytest.raises(ConfigError, match=r"different lengths: .*100 of 100 bytes, .*90 of 90 bytes; evaluate each"):
+        text_length([learned, other])
