@@ -131,12 +131,12 @@ class KeepState(L.Callback):
         fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
         steps = epoch.manual_optimization.optim_step_progress
         for progress, count in (
-            (fit.epoch_progress, module.position["epoch"]),
+            (fit.epoch_progress, values["epoch"]),
             (epoch.batch_progress, values["batches"]),
             (steps, values["steps"]),
         ):
             progress.total = _counted(progress.total, count)
-        fit.epoch_progress.current = _counted(fit.epoch_progress.current, module.position["epoch"])
+        fit.epoch_progress.current = _counted(fit.epoch_progress.current, values["epoch"])
         epoch._batches_that_stepped = values["batches"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -169,7 +169,7 @@ class KeepState(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, SIGTERMException) or not trainer.global_step:
             return
-        if trainer.validating and trainer.state.fn == TrainerFn.FITTING and self.validating is None:
+        if trainer.validating and trainer.state.fn == TrainerFn.FITTING:  # not in the one after the last step
             self.validating = trainer.current_epoch
         self._save(trainer, pl_module)
 
@@ -183,6 +183,8 @@ class KeepState(L.Callback):
             "best": self.checkpoints.best,
             "saved_at": self.checkpoints.saved_at,
             "validating": self.validating,
+            # After its last step a run counts an epoch as ended, though a stream may go on.
+            "epoch": module.position["epoch"] if trainer.state.fn == TrainerFn.FITTING else trainer.current_epoch,
             "batches": trainer.fit_loop.epoch_loop.batch_progress.total.completed,
             "steps": trainer.global_step,
         }

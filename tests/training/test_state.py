@@ -64,7 +64,7 @@ def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
             ("drop", 6),
             ("loss", moments.randint(4, 7)),
         ],
-        "SIGTERM": [("loss", 3), ("loss", 2), ("validation", 1), ("validation", 1)],
+        "SIGTERM": [("loss", 3), ("loss", 2), ("validation", 1), ("validation", 1), ("validation", 8)],
         "never": [],
     }
     asked = [(way, how) for way in WAYS for how in kills]
