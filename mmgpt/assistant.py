@@ -285,8 +285,10 @@ def load(
 
         quantize_int8(model.gpt)
     else:
+        from mmgpt.gpt.packed import pack
+
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model.gpt.lay_out_for_decoding()
+        pack(model.gpt)
     ours = (files / "training.json").is_file()
     training = checkpoint.read_training(files) if ours else {"begun_from": [origin(directory)]}
     card = Path(directory) / CARD

@@ -268,9 +268,10 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def tensors_of(model: "nn.Module") -> "dict[str, Tensor]":
     """Parameters and persistent buffers, each once, though encoders and the head may be shared."""
-    kept = model.state_dict().keys()
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor for name, tensor in named if name in kept}
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensors.setdefault(id(tensor), (name, tensor))
+    return dict(tensors.values())
 
 
 def _load_tensors(model: "nn.Module", path: Path) -> None:

@@ -41,6 +41,7 @@ from mmgpt.batch import Example, MediaInput
 from mmgpt.config import AdapterConfig, ImageEncoderConfig, ModelConfig
 from mmgpt.generation import Decoding, Engine
 from mmgpt.gpt import GPT
+from mmgpt.gpt.packed import pack
 from mmgpt.gpt.quantize import quantize_int8
 from mmgpt.model import MultimodalGPT
 from mmgpt.tokenizer import Tokenizer
@@ -102,10 +103,12 @@ class Peer:
 
     Args:
         folder: Where the weights are, or are put if there is none.
+        int8: Whether mmgpt computes in int8.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, int8: bool = False):
         self.folder = folder
+        self.ready = quantize_int8 if int8 else pack
         if not folder.exists():
             torch.manual_seed(0)
             GPT2LMHeadModel(GPT2Config(**GPT2)).save_pretrained(folder)
@@ -119,14 +122,12 @@ class Peer:
         gpt = GPT.from_pretrained(self.folder)
         with torch.device("meta"):  # the GPT that is replaced takes no memory
             model = MultimodalGPT(ModelConfig(gpt=gpt.config)).eval()
-        model.gpt = gpt.lay_out_for_decoding()
+        model.gpt = self.ready(gpt)
         return model
 
     def int8(self) -> "Peer":
         """Another, whose own side computes in int8."""
-        peer = Peer(self.folder)
-        quantize_int8(peer.model.gpt)
-        return peer
+        return Peer(self.folder, int8=True)
 
     def engine(self, **settings: Any) -> Engine:
         return engine_of(self.model, **settings)
@@ -166,7 +167,7 @@ def bandwidth() -> float:
 
 def part_batch(bench: Bench, peer: Peer, new: int) -> None:
     read = bandwidth()
-    weights = sum(p.numel() * 4 for n, p in peer.model.gpt.named_parameters() if "position" not in n)
+    weights = sum(p.numel() * 4 for n, p in peer.model.gpt.state_dict().items() if "position" not in n)
     for rows in (1, 8, 32):
         prompts, engine = texts(rows, 64), peer.engine()
         mine = compare(
@@ -177,7 +178,7 @@ def part_batch(bench: Bench, peer: Peer, new: int) -> None:
             new,
         )
         if rows == 1:
-            share = weights / read * 1e3 / mine
+            share = weights / read / mine
             print(f"{'':58} {share:5.0%} of the roofline ({weights / 1e6:.0f} MB a token at {read / 1e9:.1f} GB/s)")
 
 
@@ -395,7 +396,7 @@ def llava_of(theirs: LlavaForConditionalGeneration, folder: Path) -> MultimodalG
     gpt = GPT.from_pretrained(folder / "gpt")
     image = ImageEncoderConfig(weights=str(folder / "tower"))
     model = MultimodalGPT(ModelConfig(gpt.config, image, adapters={"image": AdapterConfig("mlp")})).eval()
-    model.gpt = gpt.lay_out_for_decoding()
+    model.gpt = pack(gpt)
     model.encoders["image"].get_submodule("backbone.model").norm = torch.nn.Identity()
     projector = theirs.model.multi_modal_projector
     for place, linear in (("0", projector.linear_1), ("2", projector.linear_2)):

@@ -362,19 +362,6 @@ class GPT(nn.Module):
         kept = {layer: state.view(*ids.shape, -1) for layer, state in enumerate(states) if layer in wanted}
         return [kept[layer] for layer in wanted]
 
-    def lay_out_for_decoding(self) -> "GPT":
-        """Turn wide weight matrices in memory, in place, so that a CPU reads them faster; their values stay.
-
-        With one row of activations, BLAS multiplies with a wide matrix (more outputs than inputs) 1.6 times as fast
-        where its columns lie in one piece, and as fast or faster with many rows. Tall ones stay as they are.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                weight = module.weight
-                if weight.device.type == "cpu" and weight.shape[0] > weight.shape[1]:
-                    weight.data = weight.data.t().contiguous().t()
-        return self
-
     def cache(self, rows: int, capacity: int, media: int = 0) -> Cache:
         """An empty cache of this model's type and device; `media` tokens to look at for each row."""
         weight = self.embedding.weight

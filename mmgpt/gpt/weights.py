@@ -143,10 +143,10 @@ def save_pretrained(model: nn.Module, config: GPTConfig, directory: str | Path) 
     directory, kind = Path(directory), choose(config)
     family = FAMILIES[kind]
     tensors: dict[str, Tensor] = {}
-    for ours, parameter in model.named_parameters():
+    for ours, parameter in model.state_dict().items():
         source = family.source(ours)
         prefix = "" if ours.startswith(HEAD) else family.prefix
-        parts = parameter.detach().split(source.rows(config, len(parameter)))
+        parts = parameter.split(source.rows(config, len(parameter)))
         for name, part in zip(source.names, parts, strict=True):
             tensors[prefix + name] = part.T if source.transposed else part
     settings = {

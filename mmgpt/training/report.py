@@ -55,7 +55,7 @@ def finish(
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
     (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
-    parameters = sum(parameter.numel() for parameter in assistant.model.parameters())
+    parameters = sum(checkpoint.read_sizes(checkpoint.resolve(run.out / "best")).values())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),
         ("training samples", trained_on(training)),

@@ -198,18 +198,6 @@ def test_weights_that_write_to_the_residual_stream_start_smaller():
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_weights_laid_out_for_decoding_are_the_same_weights():
-    for tied in (True, False):
-        plain, turned = model(config(tied_head=tied)).float(), model(config(tied_head=tied)).float()
-        turned.lay_out_for_decoding()
-        assert not turned.transformer.blocks[0].attention.qkv.weight.is_contiguous()
-        assert not turned.embedding.weight.is_contiguous()
-        for (name, one), (_, other) in zip(plain.named_parameters(), turned.named_parameters(), strict=True):
-            assert torch.equal(one, other), name
-        ids = torch.arange(20)[None]
-        torch.testing.assert_close(turned(ids), plain(ids), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("position", ["rotary", "learned"])
 def test_blocks_that_run_again_in_the_backward_pass_give_the_same_gradients_and_hold_less(position: str):
     gpt = model(config(position, dropout=0.2), torch.float32).train()
