@@ -180,6 +180,16 @@ class Run:
         return max(self.old) + self.new
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a run may attend to: keys and values of each layer, (rows, kv_heads, seen, head_width), and how far."""
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    mask: Tensor | None
+    causal: bool
+
+
 class Extension:
     """One forward pass of new tokens over a cache: where they are written, and what each run of rows may attend to.
 
@@ -193,7 +203,7 @@ class Extension:
         self.device = cache.keys.device
         self.longest = max((cache.lengths[row] + new for row, new in zip(rows, lengths, strict=True)), default=0)
         self._token_bytes = cache.token_bytes // len(cache.keys)  # in one layer
-        self._masks: dict[tuple[int, int, int | None], tuple[Tensor | None, bool]] = {}  # shared by the layers
+        self._sights: dict[int | None, list[Sight]] = {}  # by window, shared by the layers
         self.buckets = list(self._runs())
 
     def to(self, device: torch.device | str) -> "Extension":
@@ -264,36 +274,38 @@ class Extension:
 
         q (tokens, heads, head_width), k and v (tokens, kv_heads, head_width) -> (tokens, heads, head_width).
         """
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        q, k, v = (part.detach().to(keys.dtype) for part in (q, k, v))
+        cache = self.cache
+        q, k, v = (part.detach().to(cache.keys.dtype) for part in (q, k, v))
         if self._level is not None:
-            rows, at = self._level
-            keys[rows, :, at], values[rows, :, at] = k, v
+            keys, values = self._level
+            keys[layer].copy_(k)
+            values[layer].copy_(v)
         else:
-            keys[self._where, :, self.positions], values[self._where, :, self.positions] = k, v
-        parts = []
-        for run, queries in zip(self.buckets, self.pad(q), strict=True):
-            start = 0 if window is None else max(0, min(run.old) + 1 - window)
-            mask, causal = self._mask(run, start, window)
-            seen, held = (kept[run.rows, :, start : run.total] for kept in (keys, values))
-            parts.append(attention(queries, seen, held, mask, causal))
+            cache.keys[layer, self._where, :, self.positions] = k
+            cache.values[layer, self._where, :, self.positions] = v
+        if window not in self._sights:
+            self._sights[window] = [self._sight(run, window) for run in self.buckets]
+        parts = [
+            attention(queries, sight.keys[layer], sight.values[layer], sight.mask, sight.causal)
+            for sight, queries in zip(self._sights[window], self.pad(q), strict=True)
+        ]
         return self.flatten(parts)
 
     @cached_property
-    def _level(self) -> tuple[slice, int] | None:
-        """Rows and place of the new tokens if each row gets one, all at one place: the usual case needs no index."""
+    def _level(self) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+        """Where keys and values of each layer go if each row gets one, all at one place: the usual case, and fast."""
         if len(self.buckets) != 1 or self.buckets[0].new != 1 or len(set(self.buckets[0].old)) != 1:
             return None
-        return self.buckets[0].rows, self.buckets[0].old[0]
+        rows, at = self.buckets[0].rows, self.buckets[0].old[0]
+        return self.cache.keys[:, rows, :, at].unbind(), self.cache.values[:, rows, :, at].unbind()
+
+    def _sight(self, run: Run, window: int | None) -> "Sight":
+        start = 0 if window is None else max(0, min(run.old) + 1 - window)
+        keys, values = (part[:, run.rows, :, start : run.total] for part in (self.cache.keys, self.cache.values))
+        return Sight(keys.unbind(), values.unbind(), *self._mask(run, start, window))
 
     def _mask(self, run: Run, start: int, window: int | None) -> tuple[Tensor | None, bool]:
         """The mask (rows, 1, new, total - start) of a run, or whether attention is plainly causal."""
-        key = (run.tokens.start, start, window)
-        if key not in self._masks:
-            self._masks[key] = self._make_mask(run, start, window)
-        return self._masks[key]
-
-    def _make_mask(self, run: Run, start: int, window: int | None) -> tuple[Tensor | None, bool]:
         level = len(set(run.old)) == 1
         all_seen = window is None or run.total - start <= window
         if level and all_seen and run.new == 1:

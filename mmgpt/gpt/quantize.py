@@ -18,6 +18,8 @@ from mmgpt.gpt.transformer import GPT
 WEIGHT_LEVELS = 64
 ACTIVATION_LEVELS = 127
 ZERO = 128  # of the activations, which are unsigned in fbgemm
+# Without the look at each argument that torch.ops has, which takes longer than a small product.
+PRODUCT = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
 TINY = torch.finfo(torch.float32).tiny  # the least scale, of rows of zeros
 
 
@@ -52,13 +54,11 @@ class Int8Linear(nn.Module):
             raise ConfigError("int8: has no gradients; train the float model, or run this one under torch.no_grad()")
         if x.dtype != torch.float32:
             return self(x.float()).to(x.dtype)
-        scales = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)  # ..., 1
-        rows = x / scales
+        scales = x.abs().amax(-1, keepdim=True)  # ..., 1
+        rows = x / scales  # of zeros, no numbers; as integers they are some, and their product is multiplied by zero
         # Asking `packed` for its __torch_function__, as torch does at every call, takes longer than a small product.
         with torch._C.DisableTorchFunctionSubclass():
-            out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-                rows, 1 / ACTIVATION_LEVELS, ZERO, self.packed
-            )
+            out = PRODUCT(rows, 1 / ACTIVATION_LEVELS, ZERO, self.packed)
         # In two steps: of a fused one, the compiler may round sums once in vectors and twice in what is left of a row.
         out = out.mul_(scales)
         return out if self.bias is None else out.add_(self.bias)

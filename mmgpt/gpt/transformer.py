@@ -125,7 +125,7 @@ class Block(nn.Module):
         self.cross = CrossAttention(config, layer) if looks and config.cross == "inside" else None
         self.mlp_norm = norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
         self,
@@ -136,10 +136,13 @@ class Block(nn.Module):
     ) -> Tensor:
         if self.gated is not None and media is not None:
             x = self.gated(x, media)
-        x = x + self.dropout(self.attention(self.attention_norm(x), layout, rotary))
+        x = x + self._drop(self.attention(self.attention_norm(x), layout, rotary))
         if self.cross is not None and self.cross_norm is not None and media is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), media))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+            x = x + self._drop(self.cross(self.cross_norm(x), media))
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class GatedCross(nn.Module):
