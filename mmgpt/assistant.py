@@ -75,6 +75,16 @@ class Assistant:
         return self._task("transcribe", Audio, audio, decoding)
 
     @overload
+    def describe(self, medium: list[Source], **decoding: Any) -> list[str]: ...
+    @overload
+    def describe(self, medium: Source, **decoding: Any) -> str: ...
+    def describe(self, medium: Source | list[Source], **decoding: Any) -> str | list[str]:
+        """What happens in a clip or a sound, which a path names by its ending; a list in gives a list out, batched."""
+        media = medium if isinstance(medium, list) else [medium]
+        answers = self.reply([TASKS["describe"].conversation(_part(one)) for one in media], **decoding)
+        return answers if isinstance(medium, list) else answers[0]
+
+    @overload
     def translate(self, text: list[str], to: str, **decoding: Any) -> list[str]: ...
     @overload
     def translate(self, text: str, to: str, **decoding: Any) -> str: ...
@@ -107,16 +117,34 @@ class Assistant:
         """What the model says to a prompt of text and media in any order."""
         return self.reply([_prompt(prompt)], **decoding)[0]
 
+    @overload
+    def complete(self, text: list[str], **decoding: Any) -> list[str]: ...
+    @overload
+    def complete(self, text: str, **decoding: Any) -> str: ...
+    def complete(self, text: str | list[str], **decoding: Any) -> str | list[str]:
+        """How a text goes on, as plain texts do that the model has learned; a list in gives a list out, batched."""
+        self.require_answers()
+        prompts = [self.processor.encode_beginning(one) for one in (text if isinstance(text, list) else [text])]
+        found = [answers[0].text for answers in self.engine.run(prompts, Decoding(**decoding))]
+        return found if isinstance(text, list) else found[0]
+
     def answers(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> list[Answer]:
         """All `n` answers to a prompt, with their tokens, how they ended and, if asked for, log-probabilities."""
         return self.engine.run([self.processor.encode_prompt(_prompt(prompt))], Decoding(**decoding))[0]
 
     def stream(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> Iterator[str]:
         """As `generate`, piece by piece as it is decoded."""
-        settings = Decoding(**decoding)
+        return self._pieces(self.processor.encode_prompt(_prompt(prompt)), Decoding(**decoding))
+
+    def stream_completion(self, text: str, **decoding: Any) -> Iterator[str]:
+        """As `complete`, piece by piece as it is decoded."""
+        self.require_answers()
+        return self._pieces(self.processor.encode_beginning(text), Decoding(**decoding))
+
+    def _pieces(self, prompt: Example, decoding: Decoding) -> Iterator[str]:
         told = ""
-        for answer in self.engine.stream(self.processor.encode_prompt(_prompt(prompt)), settings):
-            text = settled(answer, settings.stop)
+        for answer in self.engine.stream(prompt, decoding):
+            text = settled(answer, decoding.stop)
             if len(text) > len(told):
                 yield text[len(told) :]
                 told = text

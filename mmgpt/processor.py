@@ -89,6 +89,14 @@ class Processor:
         supervised = [*example.supervised, *[False] * len(opening)]
         return self._check(replace(example, ids=[*example.ids, *opening], supervised=supervised))
 
+    def encode_beginning(self, text: str) -> Example:
+        """The example of a text to go on with, as texts are learned that have no request before them. Raises as
+        `encode` does.
+        """
+        begun, ids = self.encode_prompt([]), self.tokenizer.encode(text)
+        supervised = [*begun.supervised, *[False] * len(ids)]
+        return self._check(replace(begun, ids=[*begun.ids, *ids], supervised=supervised))
+
     def encode_answer(self, prompt: Example, answer: Content) -> Example:
         """The example of an encoded prompt and its answer, whose texts are supervised, and not its media.
 

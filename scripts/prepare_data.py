@@ -29,9 +29,34 @@ from mmgpt.media import load_audio
 from mmgpt.media.write import write_video
 from mmgpt.tasks import TASKS
 
+PHOTO = 128  # pixels of a photo's shorter side
+PIXEL = 0x100  # the character of a black pixel
 GROUP = 100  # rows that are read at once
 FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 Row = dict[str, Any]
+
+
+def flickr8k(folder: Path) -> Iterator[Row]:
+    """Photos with five captions each (Hodosh et al. 2013), made small: their shorter side has 128 pixels."""
+    captions: dict[str, list[str]] = {}
+    with (folder / "captions.txt").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            captions.setdefault(row["image"], []).append(row["caption"])
+    for split in ("train", "dev"):
+        for name in (folder / f"Flickr_8k.{split}Images.txt").read_text("utf-8").split():
+            with PIL.Image.open(folder / "images" / name) as photo:
+                width, height = (round(side * PHOTO / min(photo.size)) for side in photo.size)
+                small, file = photo.convert("RGB").resize((width, height)), io.BytesIO()
+            small.save(file, "JPEG", quality=90)
+            yield {"image": file.getvalue(), "caption": captions[name], "split": split}
+
+
+def spoken_digits(folder: Path) -> Iterator[Row]:
+    """Digits as they are spoken (Jackson's Free Spoken Digit Dataset)."""
+    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        words = {row["file"]: row["word"] for row in csv.DictReader(file)}
+    for name, split in held_out(words).items():
+        yield {"audio": (folder / name).read_bytes(), "transcript": words[name], "split": split}
 
 
 def easy_vqa(folder: Path) -> Iterator[Row]:
@@ -52,14 +77,29 @@ def daquar(folder: Path) -> Iterator[Row]:
 
 def fashion_mnist(folder: Path) -> Iterator[Row]:
     """Pieces of clothing (Xiao et al. 2017), in IDX."""
-    (images,), (labels,) = folder.glob("*images-idx3*"), folder.glob("*labels-idx1*")
-    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
-    kinds = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
-    split = held_out(f"{i:06}" for i in range(len(kinds)))
+    pixels, kinds, split = _fashion(folder)
     for i, (picture, kind) in enumerate(zip(pixels, kinds, strict=True)):
         file = io.BytesIO()
         PIL.Image.fromarray(picture).save(file, "PNG")
         yield {"image": file.getvalue(), "label": FASHION[kind], "split": split[f"{i:06}"]}
+
+
+def fashion_pixels(folder: Path) -> Iterator[Row]:
+    """The same pictures as texts, to be continued: a character for each value of a pixel, row by row.
+
+    All of these characters are letters, so that a tokenizer may take any run of them for one token.
+    """
+    pixels, _, split = _fashion(folder)
+    for i, picture in enumerate(pixels):
+        yield {"text": "".join(chr(PIXEL + value) for value in picture.flatten().tolist()), "split": split[f"{i:06}"]}
+
+
+def _fashion(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Pictures (pictures, 28, 28) uint8, their kinds (pictures,), and the split of each number."""
+    (images,), (labels,) = folder.glob("*images-idx3*"), folder.glob("*labels-idx1*")
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
+    kinds = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    return pixels, kinds, held_out(f"{i:06}" for i in range(len(kinds)))
 
 
 def cifar10(folder: Path) -> Iterator[Row]:
@@ -139,7 +179,7 @@ def grid(folder: Path) -> Iterator[Row]:
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
         with TemporaryDirectory() as place:
             mouth = Path(place) / "mouth.mp4"
-            write_video(mouth, frames[:, 80:112, 46:94], 25.0, load_audio(folder / row["file"]))
+            write_video(mouth, frames[:, 80:112, 46:94], 25.0, load_audio(folder / row["file"], max_seconds=60))
             clip = mouth.read_bytes()
         asked = {"question": TASKS["transcribe"].prompts[0], "answer": row["transcript"]}
         yield {"video": clip, **asked, "split": split[row["file"]]}
@@ -147,8 +187,11 @@ def grid(folder: Path) -> Iterator[Row]:
 
 PREPARE = {
     make.__name__: make
-    for make in (easy_vqa, daquar, fashion_mnist, cifar10, esc10, sst2, sms_spam, multi30k, tatoeba, xquad, grid)
-}
+    for make in (
+        flickr8k, spoken_digits, easy_vqa, daquar, fashion_mnist, fashion_pixels, cifar10, esc10, sst2, sms_spam,
+        multi30k, tatoeba, xquad, grid,
+    )
+}  # fmt: skip
 
 
 def by_picture(asked: Iterable[tuple[str, str, str]], read: Callable[[str], bytes]) -> Iterator[Row]:

@@ -34,6 +34,14 @@ def main(arguments: list[str]) -> None:
         "--choose", action="store_true", help="take the likeliest of the answers that the data has: to classify"
     )
     parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="so many samples of the train part, with their answers, stand before each question (default: 0)",
+    )
+    parser.add_argument("--wordnet", metavar="DIR", help="WordNet's files: answers to questions get WUPS too")
+    parser.add_argument(
         "--out",
         metavar="DIR",
         help="where answers, scores and report go (default: runs/eval/MODEL, "
@@ -44,6 +52,8 @@ def main(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit: must be a whole number from 1 on, not {args.limit}")
+    if args.shots < 0:
+        raise ConfigError(f"--shots: must be a whole number from 0 on, not {args.shots}")
 
     from pathlib import Path
 
@@ -54,7 +64,20 @@ def main(arguments: list[str]) -> None:
     length = text_length(args.models) if args.format == "texts" else Exam.text_length
     decoding = Decoding(**options.decoding(args))
     exams = [
-        Exam(model, args.format, args.data, args.split, args.task, args.limit, decoding, args.int8, args.choose, length)
+        Exam(
+            model,
+            args.format,
+            args.data,
+            args.split,
+            args.task,
+            args.limit,
+            decoding,
+            int8=args.int8,
+            choose=args.choose,
+            text_length=length,
+            shots=args.shots,
+            wordnet=args.wordnet,
+        )
         for model in args.models
     ]
     if len(exams) > 1:

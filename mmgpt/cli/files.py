@@ -1,7 +1,8 @@
-"""One answer for each of several files, as `caption` and `transcribe` give them."""
+"""One answer for each of several files, as `caption`, `describe` and `transcribe` give them."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from mmgpt.cli import options
 
@@ -12,15 +13,27 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
     """Print an answer to each file, a line each. A file that cannot be used is told on stderr and costs itself alone.
 
     Exits with 1 if there was one.
+
+    Args:
+        arguments: With model, int8, json and what `options.decoding` takes.
+        files: Their names.
+        task: A name of TASKS.
+        modality: image, audio, or media: each what its name's ending says. In JSON, the name of the file's field.
+        key: In JSON, the name of the answer's field.
     """
     import mmgpt
-    from mmgpt.content import Audio, Image
+    from mmgpt.content import Audio, Image, Medium, Video
+    from mmgpt.data.folders import PARTS
     from mmgpt.errors import MediaError
     from mmgpt.generation import Decoding
     from mmgpt.processor import TooLongError
     from mmgpt.tasks import TASKS
 
-    kind = {"image": Image, "audio": Audio}[modality]
+    def part(name: str) -> Medium:
+        if modality == "media":
+            return PARTS.get(Path(name).suffix.lower(), Video)(name)
+        return {"image": Image, "audio": Audio}[modality](name)
+
     decoding = Decoding(**options.decoding(arguments))
     assistant = mmgpt.load(arguments.model, int8=arguments.int8)
     broken = False
@@ -28,7 +41,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
         names, prompts = [], []
         for name in files[start : start + GROUP]:
             try:
-                conversation = TASKS[task].conversation(kind(name))
+                conversation = TASKS[task].conversation(part(name))
                 prompts.append(assistant.processor.encode_prompt(conversation, where=name))
                 names.append(name)
             except (MediaError, TooLongError) as error:

@@ -26,7 +26,7 @@ import numpy as np
 
 from mmgpt import checkpoint
 from mmgpt.assistant import Assistant, load
-from mmgpt.content import Part, Text
+from mmgpt.content import Message, Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
@@ -35,6 +35,7 @@ from mmgpt.evaluation.asking import Answered, Lost, choices, costs, replies, set
 from mmgpt.evaluation.exam_report import write_exam_report
 from mmgpt.evaluation.metrics.likelihood import Cost
 from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
+from mmgpt.evaluation.metrics.wups import WordNet
 from mmgpt.evaluation.report import TaskScore
 from mmgpt.evaluation.runner import beside, measured, media_of, request_of
 from mmgpt.files import atomic_write
@@ -64,6 +65,8 @@ class Exam:
         choose: Take for the answer the likeliest of those that the samples have, instead of decoding one: what
             `classify` does.
         text_length: Most bytes of a document of plain text, which some formats cut.
+        shots: How many samples of the train part, with their answers, stand before each question (few-shot).
+        wordnet: The folder of WordNet's files: with them answers to questions are scored by WUPS too.
     """
 
     model: str
@@ -76,13 +79,26 @@ class Exam:
     int8: bool = False
     choose: bool = False
     text_length: int = DataConfig.text_length
+    shots: int = 0
+    wordnet: str | None = None
 
     def samples(self) -> list[Sample]:
         """What is asked, in order. Raises ConfigError, DataError."""
-        found = read_samples(DataConfig(self.format, self.path, text_length=self.text_length), self.split)  # type: ignore[arg-type]
+        found = self._part(self.split)
         some = found if self.limit is None else limited(found, self.limit)
         found = [one for sample in some for one in sample.exchanges][: self.limit]
         return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
+
+    def examples(self) -> list[Sample]:
+        """What stands before each question. Raises ConfigError, DataError."""
+        if not self.shots:
+            return []
+        if self.split == "train":
+            raise ConfigError("shots: are taken from train, so another split must be asked about")
+        return [one.exchanges[0] for one in limited(self._part("train"), self.shots)]
+
+    def _part(self, split: str) -> Sequence[Sample]:
+        return read_samples(DataConfig(self.format, self.path, text_length=self.text_length), split)  # type: ignore[arg-type]
 
 
 def text_length(models: Sequence[str]) -> int:
@@ -123,16 +139,18 @@ def examine(exam: Exam, out: Path) -> Examined:
     """
     samples = exam.samples()
     spoilt = shuffle_media(samples, np.random.default_rng(exam.decoding.seed))
-    settings = _settings(exam, samples)
+    examples = exam.examples()
+    settings = _settings(exam, samples, examples)
+    wordnet = None if exam.wordnet is None else WordNet(exam.wordnet)
     out.mkdir(parents=True, exist_ok=True)
     with held(out / ".lock"):
         agree(out / "settings.json", settings, out / "answers.jsonl")
-        lines = _all_lines(exam, out / "answers.jsonl", samples, spoilt)
+        lines = _all_lines(exam, out / "answers.jsonl", samples, spoilt, examples)
     answered = {i: _answered(samples[i], line["prediction"]) for i, line in enumerate(lines) if "prediction" in line}
     controls = {i: _answered(spoilt[i], line["control"]) for i, line in enumerate(lines) if "control" in line}
     failed = {i: line["prediction_failed"] for i, line in enumerate(lines) if "prediction_failed" in line}
-    measures = measured(list(answered.values()))
-    scores = beside(measures, list(controls.values()))
+    measures = measured(list(answered.values()), wordnet)
+    scores = beside(measures, list(controls.values()), wordnet)
     results = settings | {
         "scores": [score_json(score) for score in scores],
         "prompts": _prompts(samples),
@@ -172,11 +190,11 @@ class Compared:
     times: int = 100
 
 
-def compare(found: Sequence[Examined]) -> list[Compared]:
+def compare(found: Sequence[Examined], wordnet: WordNet | None = None) -> list[Compared]:
     """Each metric of evaluations of several models on the same data."""
     common = sorted(set.intersection(*(set(one.answered) for one in found)))
     rows = []
-    for own in zip(*(measured([one.answered[i] for i in common]) for one in found), strict=True):
+    for own in zip(*(measured([one.answered[i] for i in common], wordnet) for one in found), strict=True):
         values = [one.score.value for one in own]
         resampled = [bootstrap({"": one.score})[""] for one in own]  # the same draws for all
         p = [
@@ -197,7 +215,7 @@ def examine_all(exams: Sequence[Exam], out: Path) -> tuple[list[Examined], list[
     if len(set(names)) < len(names):
         names = [f"{i}-{name}" for i, name in enumerate(names, 1)]
     found = [examine(exam, out / name) for exam, name in zip(exams, names, strict=True)]
-    rows = compare(found)
+    rows = compare(found, WordNet(exams[0].wordnet) if exams[0].wordnet else None)
     told = {"models": [exam.model for exam in exams], "comparison": [compared_json(row) for row in rows]}
     _write(out / "comparison.json", told)
     return found, rows
@@ -230,11 +248,11 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
+def _settings(exam: Exam, samples: Sequence[Sample], examples: Sequence[Sample]) -> dict[str, Any]:
     """All that the answers depend on, as JSON: other settings may make other answers."""
     config = dataclasses.asdict(checkpoint.read_config(exam.model))
     data = hashlib.sha256()
-    for sample in samples:
+    for sample in (*examples, *samples):
         data.update(as_json([_asked(sample), sample.references]))
     settings = settings_of(exam.model, exam.int8, exam.decoding)
     return {
@@ -245,6 +263,7 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
             "split": exam.split,
             "task": exam.task,
             "limit": exam.limit,
+            "shots": exam.shots,
             "text_length": exam.text_length,
             "samples": len(samples),
             "sha256": data.hexdigest(),
@@ -253,14 +272,17 @@ def _settings(exam: Exam, samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _all_lines(exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequence[Sample]) -> list[dict[str, Any]]:
+def _all_lines(
+    exam: Exam, path: Path, samples: Sequence[Sample], spoilt: Sequence[Sample], examples: Sequence[Sample]
+) -> list[dict[str, Any]]:
     """A line for each sample: those of the file, and those that are still to be asked for, which are added to it."""
     lines, size = _kept(path, samples)
     if len(lines) == len(samples):
         return lines
     assistant = load(exam.model, int8=exam.int8)
+    before = [message for one in examples for message in (*one.prompt, Message.of("assistant", *_answer(one)))]
     asked = (
-        one
+        dataclasses.replace(one, prompt=(*before, *one.prompt))
         for i in range(len(lines), len(samples))
         for one in (samples[i], spoilt[i])[: 1 + bool(media_of(samples[i]))]
     )
@@ -291,6 +313,12 @@ def _found(
             yield from choices(assistant, some, answers)
         else:
             yield from replies(assistant, some, exam.decoding)
+
+
+def _answer(sample: Sample) -> tuple[str | Part, ...]:
+    """The first of a sample's right answers."""
+    answer = sample.answers[0]
+    return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
 def _said(one: Answered) -> str | dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from mmgpt.evaluation.metrics.text import (
     word_error_rate,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
+from mmgpt.evaluation.metrics.wups import WUPS_LIMITS, WordNet, wups
 from mmgpt.evaluation.report import ReportSample, TaskScore
 from mmgpt.generation import Decoding
 from mmgpt.tasks import TASKS
@@ -143,10 +145,12 @@ def scored(answered: Sequence[Answered], control: Sequence[Answered], judge: Jud
     return [_judged(task, some, controls[task], judge) for task, some in tasks.items()]
 
 
-def beside(measures: Sequence[Measured], control: Sequence[Answered]) -> list[TaskScore]:
+def beside(
+    measures: Sequence[Measured], control: Sequence[Answered], wordnet: WordNet | None = None
+) -> list[TaskScore]:
     """The scores that were measured, beside those of the answers with shuffled media."""
     answered = [one for measure in measures for one in measure.answered]
-    spoilt = {(one.task, one.metric.name): one.score.value for one in measured(_of_media(answered, control))}
+    spoilt = {(one.task, one.metric.name): one.score.value for one in measured(_of_media(answered, control), wordnet)}
     return [_row(one, spoilt.get((one.task, one.metric.name))) for one in measures]
 
 
@@ -156,11 +160,19 @@ def _of_media(answered: Sequence[Answered], control: Sequence[Answered]) -> list
     return [one for one in control if one.sample.task in seeing]
 
 
-def measured(answered: Sequence[Answered]) -> list[Measured]:
-    """The metrics of each task on its answers; one that no sample has references for is left out."""
+def measured(answered: Sequence[Answered], wordnet: WordNet | None = None) -> list[Measured]:
+    """The metrics of each task on its answers; one that no sample has references for is left out.
+
+    With WordNet, answers to questions are scored by WUPS too.
+    """
     found = []
     for task, own in _grouped(answered, lambda sample: sample.task).items():
-        for metric in (METRICS[name] for name in TASKS[task].metrics):
+        metrics = [METRICS[name] for name in TASKS[task].metrics]
+        if wordnet is not None and task == "ask":
+            metrics += [
+                Metric(f"WUPS@{limit}", partial(wups, wordnet=wordnet, threshold=limit)) for limit in WUPS_LIMITS
+            ]
+        for metric in metrics:
             some = [one for one in own if one.sample.votes] if metric.votes else own
             if metric.likelihood:
                 some = [one for one in some if one.cost is not None]

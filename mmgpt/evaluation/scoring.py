@@ -17,7 +17,7 @@ from mmgpt.evaluation.metrics.text import (
     word_error_rate,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
-from mmgpt.evaluation.metrics.wups import WordNet, wups
+from mmgpt.evaluation.metrics.wups import WUPS_LIMITS, WordNet, wups
 from mmgpt.evaluation.predictions import Reference
 
 SEED = 0  # of the resamples
@@ -90,7 +90,7 @@ def score(
     else:
         scores = dict(zip(("exact match", "F1"), squad(candidates, texts), strict=True))
         if wordnet is not None:
-            scores |= {f"WUPS@{limit}": wups(candidates, texts, wordnet, limit) for limit in (0.9, 0.0)}
+            scores |= {f"WUPS@{limit}": wups(candidates, texts, wordnet, limit) for limit in WUPS_LIMITS}
     values = {name: one.value for name, one in scores.items()}
     return Scores(values, bootstrap(scores, SEED), signature, left_out)
 

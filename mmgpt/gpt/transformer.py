@@ -90,6 +90,18 @@ class Attention(nn.Module):
         return self.out(layout.attend(q, k, v, self.causal, self.window).flatten(1))
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its approximation with tanh (Hendrycks and Gimpel 2016): x (1 + tanh u) / 2, with u a polynomial of x.
+
+    That is x sigmoid(2u), which a CPU computes in half the time, since an exponential costs it less than tanh.
+    """
+    if x.requires_grad or x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    factor = 2 * math.sqrt(2 / math.pi)
+    twice = torch.addcmul(x.new_tensor(factor), x, x, value=0.044715 * factor).mul_(x)
+    return twice.sigmoid_().mul_(x)
+
+
 class MLP(nn.Module):
     """Two linear layers with GELU between them, or SwiGLU: (tokens, width) in and out."""
 
@@ -106,7 +118,7 @@ class MLP(nn.Module):
         if self.activation == "swiglu":
             gate, value = x.chunk(2, dim=-1)
             return self.down(F.silu(gate) * value)
-        return self.down(F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+        return self.down(gelu_tanh(x) if self.activation == "gelu_tanh" else F.gelu(x))
 
 
 class Block(nn.Module):

@@ -174,12 +174,8 @@ class Service:
         """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
         self._check_answers()
         decoding = self._decoding(asked, asked.max_tokens, prompts=len(asked.prompt), logprobs=asked.logprobs)
-        begun = self.processor.encode_prompt([])
-        prompts = []
-        for text in asked.prompt:
-            self._check_text(text)
-            ids = self.tokenizer.encode(text)
-            prompts.append(replace(begun, ids=[*begun.ids, *ids], supervised=[*begun.supervised, *[False] * len(ids)]))
+        self._check_text(*asked.prompt)
+        prompts = [self.processor.encode_beginning(text) for text in asked.prompt]
         return [self.worker.engine.prepare(prompt, decoding) for prompt in prompts]
 
     def transcribe(self, asked: TranscriptionRequest, data: bytes) -> list[Request]:

@@ -3,10 +3,13 @@
 import json
 import os
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from mmgpt import checkpoint
-from mmgpt.content import Text
+from mmgpt.content import Audio, Image, Text
+from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
 
 # Drawn, since the likeliest tokens of an untrained model are no text.
@@ -48,6 +51,54 @@ def test_ask_takes_media_several_times_or_none(mmgpt_command, model_directory, m
     assert (told.code, told.out) == (0, said + "\n")
     told = mmgpt_command("ask", "What?", "--model", model_directory, "--json", *SHORT)
     assert json.loads(told.out) == {"question": "What?", "answer": assistant.ask("What?", **DRAWN)}
+
+
+def test_describe_tells_what_each_file_is_by_its_ending(mmgpt_command, model_directory, media, assistant):
+    sound, picture = media / "good.wav", media / "good.jpg"
+    said = assistant.describe([sound, picture], **DRAWN)
+    ask = TASKS["describe"].conversation
+    assert said == assistant.reply([ask(Audio(sound)), ask(Image(picture))], **DRAWN)
+    told = mmgpt_command("describe", sound, picture, "--model", model_directory, *SHORT)
+    assert (told.code, told.out) == (0, f"{sound}: {said[0]}\n{picture}: {said[1]}\n")
+    told = mmgpt_command("describe", sound, "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {"media": str(sound), "description": said[0]}
+    assert "empty.jpg" in mmgpt_command("describe", media / "empty.jpg", "--model", model_directory).error(1)
+
+
+def test_generate_goes_on_with_a_text_or_with_nothing(mmgpt_command, model_directory, assistant):
+    begun = "A red circle"
+    said = assistant.complete(begun, **DRAWN)
+    told = mmgpt_command("generate", begun, "--model", model_directory, *SHORT)
+    assert (told.code, told.out) == (0, f"{begun}{said}\n")
+    told = mmgpt_command("generate", "--model", model_directory, *SHORT)
+    assert told.out == assistant.complete("", **DRAWN) + "\n"
+    told = mmgpt_command("generate", begun, "--model", model_directory, "--json", *SHORT)
+    assert json.loads(told.out) == {"text": begun, "completion": said}
+    beams = ("--max-new-tokens", 6, "--beams", 2)
+    told = mmgpt_command("generate", begun, "--model", model_directory, *beams)
+    assert told.out == begun + assistant.complete(begun, max_new_tokens=6, beams=2) + "\n"
+
+
+def test_retrieve_tells_the_nearest_pictures_first(mmgpt_command, model_directory, assistant, tmp_path):
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 64 * (i + 1), (48, 48, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    query = tmp_path / "2.png"
+    pictures = [tmp_path / f"{i}.png" for i in range(4)]
+    nearness = assistant.embed(pictures) @ assistant.embed(query)
+    order = nearness.argsort(descending=True).tolist()
+    assert order[0] == 2
+    told = mmgpt_command("retrieve", query, tmp_path, "--model", model_directory, "--most", 3)
+    assert told.code == 1
+    assert "broken.png" in told.err
+    assert told.out == "".join(f"{nearness[i]:.3f}  {pictures[i]}\n" for i in order[:3])
+    words = mmgpt_command("retrieve", "A red circle.", query, "--model", model_directory, "--json")
+    [found] = [json.loads(line) for line in words.out.splitlines()]
+    assert found["image"] == str(query)
+    near = float(assistant.embed(query) @ assistant.embed("A red circle."))
+    assert found["similarity"] == pytest.approx(near, abs=1e-4)
+    assert "--most: must be" in mmgpt_command("retrieve", "x", query, "--most", 0).error(2)
 
 
 def test_translate_prints_what_the_model_says(mmgpt_command, model_directory, assistant):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from walls import write_walls
+from wordnets import write_wordnet
 
 SHORT = ("--max-new-tokens", 6, "--temperature", 1.0, "--seed", 3)
 
@@ -23,6 +24,19 @@ def test_eval_prints_the_scores_and_where_the_report_is(mmgpt_command, model_dir
     again = mmgpt_command(*arguments, "--json")
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert json.loads(again.out) == {"model": str(model_directory), "scores": results["scores"], "failed": 1}
+
+
+def test_answers_to_questions_get_wups_where_wordnet_is_given(mmgpt_command, model_directory, tmp_path):
+    write_wordnet(tmp_path)
+    (tmp_path / "dev.jsonl").write_text('{"question": "what is left of the lamp?", "answer": "chair"}\n')
+    arguments = ("eval", model_directory, "--format", "texts", "--data", tmp_path / "dev.jsonl")
+    for more, metrics in (
+        ((), ["exact match", "F1 of words"]),
+        (("--wordnet", tmp_path), ["exact match", "F1 of words", "WUPS@0.9", "WUPS@0.0"]),
+    ):
+        told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json", *more, *SHORT)
+        assert told.code == 0, told.err
+        assert [score["metric"] for score in json.loads(told.out)["scores"]] == metrics
 
 
 def test_eval_refuses_other_settings_in_the_same_place(mmgpt_command, model_directory, walls, tmp_path):

@@ -216,6 +216,24 @@ def test_chosen_is_the_likeliest_answer_that_the_data_has(asked, place, tmp_path
     assert json.loads((tmp_path / "out" / "settings.json").read_bytes())["decoding"]["choose"] is True
 
 
+def test_shots_of_the_train_part_stand_before_each_question(asked, place, tmp_path, assistant):
+    few = dataclasses.replace(asked, shots=2)
+    examine(few, tmp_path / "out")
+    shots = few.examples()
+    assert len(shots) == 2
+    assert {shot.where for shot in shots}.isdisjoint(sample.where for sample in few.samples())
+    begun = [message for shot in shots for message in (*shot.prompt, Message.of("assistant", shot.references[0]))]
+    for line, sample in zip(lines_of(tmp_path / "out"), few.samples(), strict=True):
+        assert [message["role"] for message in line["prompt"]] == ["user"]  # the question's own
+        if "prediction" in line:
+            [said] = assistant.reply([[*begun, *sample.prompt]], **dataclasses.asdict(few.decoding))
+            assert line["prediction"] == said
+    with pytest.raises(ConfigError, match=r"data\.shots was 2 and is 0"):
+        examine(asked, tmp_path / "out")
+    with pytest.raises(ConfigError, match="another split"):
+        dataclasses.replace(few, split="train").examples()
+
+
 def test_models_are_compared_on_the_samples_that_all_answered_as_mmgpt_score_does(asked):
     """The first sample is too long for one of them. The same numbers come from the metrics alone."""
     samples = [dataclasses.replace(one, task="ask") for one in asked.samples()[:9]]

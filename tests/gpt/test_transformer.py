@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmgpt.config import GPTConfig
 from mmgpt.errors import ConfigError
 from mmgpt.gpt import GPT, Documents, Transformer
-from mmgpt.gpt.transformer import angles, frequencies, rotate
+from mmgpt.gpt.transformer import angles, frequencies, gelu_tanh, rotate
 
 VOCABULARY = 61
 
@@ -187,6 +187,16 @@ def test_settings_that_do_not_fit_are_refused_by_name(fields: dict, message: str
     settings = {"vocab_size": VOCABULARY, "width": 32, "heads": 4, **fields}
     with pytest.raises(ConfigError, match=message):
         GPT(GPTConfig(**settings))
+
+
+def test_gelu_is_that_of_torch_and_has_its_gradient():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -1e4, 1e4, 1e-30, -torch.inf, torch.inf])])
+    expected = F.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(gelu_tanh(x).double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    learned, exact = x[:4001].clone().requires_grad_(), x[:4001].double().requires_grad_()
+    gelu_tanh(learned).sum().backward()
+    F.gelu(exact, approximate="tanh").sum().backward()
+    torch.testing.assert_close(learned.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_write_to_the_residual_stream_start_smaller():

@@ -19,6 +19,8 @@ import pytest
 from mmgpt.cli.main import main as mmgpt_main
 from mmgpt.content import text_of
 from mmgpt.data.parquet import read_parquet
+from mmgpt.media import Waveform, load_video
+from mmgpt.media.write import write_video
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -105,6 +107,46 @@ def test_pieces_of_clothing(prepared, tmp_path):
     ]
 
 
+def test_pieces_of_clothing_pixel_by_pixel(prepared, tmp_path):
+    pixels = np.tile(np.array([0, 255, 7, 8], dtype=np.uint8), 2 * 196)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels.tobytes()))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + bytes(2)))
+    [held_out], [learned] = prepared("fashion_pixels", "dev"), prepared("fashion_pixels", "train")
+    for sample in (held_out, learned):
+        assert (sample.task, sample.references) == ("continue", ("\u0100\u01ff\u0107\u0108" * 196,))
+    every = "".join(chr(0x100 + value) for value in range(256))
+    assert every.isalpha()  # so that a tokenizer parts a picture nowhere
+    assert [ord(letter) - 0x100 for letter in every] == list(range(256))
+
+
+def test_photos_with_their_captions_are_made_small(prepared, tmp_path):
+    (tmp_path / "images").mkdir()
+    for split, name in (("train", "a.jpg"), ("dev", "b.jpg")):
+        PIL.Image.new("RGB", (500, 333), (200, 0, 0)).save(tmp_path / "images" / name)
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text(f"{name}\n")
+    lines = ["image,caption", 'a.jpg,"A dog , a cat ."', "a.jpg,A pet .", "b.jpg,A bird ."]
+    (tmp_path / "captions.txt").write_text("\n".join(lines) + "\n")
+    [sample] = prepared("flickr8k", "train")
+    assert (sample.task, sample.references) == ("caption", ("A dog , a cat .", "A pet ."))
+    photo = sample.prompt[0].parts[0].load()
+    assert photo.size == (192, 128)
+    assert np.abs(np.asarray(photo).astype(int) - (200, 0, 0)).max() < 8
+    assert [one.references for one in prepared("flickr8k", "dev")] == [("A bird .",)]
+
+
+def test_spoken_digits(prepared, tmp_path):
+    (tmp_path / "recordings").mkdir()
+    lines = ["file,label,word,speaker"]
+    for digit, word in enumerate(("zero", "one")):
+        (tmp_path / "recordings" / f"{digit}_a.wav").write_bytes(bytes([digit]))
+        lines.append(f"recordings/{digit}_a.wav,{digit},{word},a")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    for split, digit, word in (("dev", 0, "zero"), ("train", 1, "one")):
+        [sample] = prepared("spoken_digits", split)
+        assert (sample.task, sample.references) == ("transcribe", (word,))
+        assert sample.prompt[0].parts[0].source.read_bytes() == bytes([digit])
+
+
 def test_things_and_animals(prepared, tmp_path):
     (tmp_path / "labels.txt").write_text("airplane\nfrog\n")
     rows = [{"img": {"bytes": encoded(i), "path": f"{i}.png"}, "label": i % 2} for i in range(4)]
@@ -157,6 +199,49 @@ def test_sentences_are_translated_either_way(prepared, tmp_path):
     assert [one.references[0] for one in prepared("multi30k", "train")] == [
         "Ein Hund.", "A dog.", "Eine Katze.", "A cat.",
     ]  # fmt: skip
+
+
+def test_sentences_are_translated_into_chinese(prepared, tmp_path):
+    (tmp_path / "train.tsv").write_text("A cat.\t猫。\nA cat.\t一只猫。\nA dog.\t狗。\n", "utf-8")
+    assert [told(one) for one in prepared("tatoeba", "dev")] == [
+        ("Translate into Chinese.\nA cat.", ("猫。",)),
+        ("Translate into Chinese.\nA cat.", ("一只猫。",)),  # one sentence is in one split, whatever its translations
+    ]
+    assert [told(one) for one in prepared("tatoeba", "train")] == [("Translate into Chinese.\nA dog.", ("狗。",))]
+
+
+def test_questions_on_paragraphs_in_three_languages(prepared, tmp_path):
+    for code in ("en", "de", "zh"):
+        articles = [
+            {
+                "paragraphs": [
+                    {"context": f"{code} {i}", "qas": [{"question": "What?", "answers": [{"text": code}] * 2}]}
+                ]
+            }
+            for i in range(2)
+        ]
+        (tmp_path / f"xquad.{code}.train.json").write_text(json.dumps({"data": articles}))
+    for split, i in (("dev", 0), ("train", 1)):
+        assert [told(one) for one in prepared("xquad", split)] == [
+            (f"What?\n{code} {i}", (code,)) for code in ("en", "de", "zh")
+        ]
+
+
+def test_a_speakers_mouth_and_voice(prepared, tmp_path):
+    (tmp_path / "videos").mkdir()
+    frames = np.zeros((10, 128, 160, 3), np.uint8)
+    frames[:, 80:112, 46:94] = (0, 200, 0)  # where the mouth is
+    sound = Waveform(np.sin(np.arange(6400) / 5).astype(np.float32), 16000)
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "videos" / name, frames, 25.0, sound)
+    (tmp_path / "transcripts.tsv").write_text("file\ttranscript\nvideos/a.mp4\tbin blue\nvideos/b.mp4\tset red\n")
+    [sample] = prepared("grid", "train")
+    assert sample.references == ("set red",)
+    clip = load_video(sample.prompt[0].parts[0].source, frames=10, max_seconds=9)
+    assert clip.frames.shape == (10, 32, 48, 3)
+    assert np.abs(clip.frames.astype(int) - (0, 200, 0)).max() < 16
+    assert clip.sound is not None
+    assert clip.sound.sample_rate == 16000
 
 
 def in_this_process(program: object, *arguments: object) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +23,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs a script with arguments in this process, and gives what it printed."""
+
+    monkeypatch.syspath_prepend(SCRIPTS)  # as Python does with the folder of a script
 
     def script(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -52,6 +56,26 @@ def sounds(tmp_path):
             file.setframerate(8000)
             file.writeframes(np.random.default_rng(samples).integers(-9999, 9999, samples).astype("<i2").tobytes())
     return [tmp_path / "short.wav", tmp_path / "long.wav"]
+
+
+def test_draw_pixels_draws_what_follows_halves_and_nothing(run, assistant, tmp_path):
+    """Two pictures of 4 x 4: theirs, their upper halves gone on with, and free ones, side by side."""
+    assistant.save(tmp_path / "model")
+    texts = ["".join(chr(0x100 + 16 * (i + n)) for i in range(12)) + 4 * chr(0x1FF) for n in range(2)]
+    rows = [{"text": text, "split": "dev"} for text in texts]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pixels.parquet")
+    drawn = ("draw_pixels.py", tmp_path / "model", tmp_path / "pixels.parquet")
+    assert "2 pictures of the dev part" in run(*drawn, tmp_path / "a.png", "--pictures", 2)
+    with PIL.Image.open(tmp_path / "a.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))[::3, ::3]  # three for each
+    assert pixels.shape == (3 * 8, 2 * 8)
+    for n, text in enumerate(texts):
+        own = [ord(letter) - 0x100 for letter in text]
+        above, half = (pixels[8 * row + 2 : 8 * row + 6, 8 * n + 2 : 8 * n + 6].flatten().tolist() for row in (0, 1))
+        assert above == own
+        assert half[:8] == own[:8]
+    run(*drawn, tmp_path / "b.png", "--pictures", 2)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_caption_images_writes_a_row_for_each_picture_and_tells_the_broken_ones(run, photos, assistant, tmp_path):
@@ -112,7 +136,7 @@ def test_train_from_python_has_a_world_of_its_own(run, tmp_path):
 
 
 # Scripts that measure and reproduce are not there to be copied.
-LONGER = ("kill_and_resume.py", "pointing_game.py", "prepare_data.py", "reproduce.py")
+LONGER = ("draw_pixels.py", "kill_and_resume.py", "pointing_game.py", "prepare_data.py", "reproduce.py")
 
 
 @pytest.mark.parametrize(

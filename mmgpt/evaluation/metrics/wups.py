@@ -14,6 +14,7 @@ from mmgpt.errors import DataError
 from mmgpt.evaluation.metrics.score import Score, check, mean
 
 FILES = ("index.noun", "data.noun", "noun.exc")
+WUPS_LIMITS = (0.9, 0.0)  # thresholds that are told: nearly the same thing, and anything near
 FAR = 0.1  # how much a similarity below the threshold counts
 # Endings of plurals, and what they stand for (WordNet's morphy(7WN)).
 _ENDINGS = (
