@@ -104,10 +104,11 @@ class Peer:
     Args:
         folder: Where the weights are, or are put if there is none.
         int8: Whether mmgpt computes in int8.
+        dtype: Of both sides.
     """
 
-    def __init__(self, folder: Path, int8: bool = False):
-        self.folder = folder
+    def __init__(self, folder: Path, int8: bool = False, dtype: torch.dtype = torch.float32):
+        self.folder, self.dtype = folder, dtype
         self.ready = quantize_int8 if int8 else pack
         if not folder.exists():
             torch.manual_seed(0)
@@ -115,11 +116,11 @@ class Peer:
 
     @cached_property
     def theirs(self) -> GPT2LMHeadModel:
-        return GPT2LMHeadModel.from_pretrained(self.folder).eval()
+        return GPT2LMHeadModel.from_pretrained(self.folder, dtype=self.dtype).eval()
 
     @cached_property
     def model(self) -> MultimodalGPT:
-        gpt = GPT.from_pretrained(self.folder)
+        gpt = GPT.from_pretrained(self.folder).to(self.dtype)
         with torch.device("meta"):  # the GPT that is replaced takes no memory
             model = MultimodalGPT(ModelConfig(gpt=gpt.config)).eval()
         model.gpt = self.ready(gpt)
@@ -440,6 +441,20 @@ def part_int8(bench: Bench, peer: Peer, new: int) -> None:
             new,
             same=False,
         )
+
+
+def part_bf16(bench: Bench, peer: Peer, new: int) -> None:
+    """Many processors only emulate it: then both sides are slow."""
+    half, prompts = Peer(peer.folder, dtype=torch.bfloat16), texts(16, 64)
+    engine = half.engine()
+    compare(
+        bench,
+        "batch 16, prompt 64, bf16",
+        lambda: half.ours(engine, prompts, max_new_tokens=new),
+        lambda: half.theirs_of(prompts, new),
+        new,
+        same=False,
+    )
 
 
 def part_memory(bench: Bench, peer: Peer, new: int) -> None:
