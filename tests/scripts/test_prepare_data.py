@@ -271,3 +271,33 @@ def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch
     assert re.search(r"\| sst2, dev, 6 \| 0\.\d \| 0\.\d\d M \| accuracy \d+\.\d \[\d+\.\d–\d+\.\d\] \|  \|", told)
     assert re.search(r"\|  \|  \|  \| macro-F1 ", told)
     assert (tmp_path / "runs/sst2/eval/report.html").exists()
+
+
+def test_the_generalist_is_set_beside_the_specialists(tmp_path, monkeypatch, capfd):
+    import generalist
+
+    rows = [
+        {"text": f"{('dull', 'fine')[i % 2]} film {i}", "label": ("negative", "positive")[i % 2], "split": split}
+        for split, count in (("train", 20), ("dev", 6))
+        for i in range(count)
+    ]
+    for name in ("sst2", "sms_spam"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    mix = {
+        name: {"format": "parquet", "path": str(tmp_path / f"{name}.parquet"), "weight": 1}
+        for name in ("sst2", "sms_spam")
+    }
+    model = {"gpt": {"width": 16, "layers": 1, "heads": 2, "context": 64}}
+    config = {"batch_size": 8, "steps": 2, "data": {"format": "mix", "mix": mix, "vocab_size": 280}, "model": model}
+    (tmp_path / "generalist.yaml").write_text(json.dumps(config))  # JSON is YAML
+    alone = {"scores": [{"metric": "accuracy", "score": 0.75, "times": 100}]}
+    (tmp_path / "runs/sst2/eval").mkdir(parents=True)
+    (tmp_path / "runs/sst2/eval/results.json").write_text(json.dumps(alone))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["generalist.py"])
+    monkeypatch.setattr(generalist, "run", in_this_process)
+    monkeypatch.setattr(generalist, "CONFIGS", tmp_path)
+    generalist.main()
+    told = capfd.readouterr().out
+    assert re.search(r"\| sst2 \| 6 \| accuracy \| \d+\.\d \| 75\.0 \|  \|", told)
+    assert re.search(r"\| sms_spam \| 6 \| accuracy \| \d+\.\d \|  \|  \|", told)
