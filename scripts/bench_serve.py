@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import os
 import random
@@ -44,6 +45,7 @@ from mmgpt.tokenizer import Tokenizer
 TOKENS = 24  # of an answer, at most
 CLIENTS = (1, 4, 16, 64)
 HOSTILE_SHARE = 0.1
+TIE = 1e-4  # nats between the two likeliest tokens, which sums in another order may turn round
 KINDS = 60  # different requests of the soak, which the server's caches hold before long
 
 
@@ -279,12 +281,16 @@ def load(model: str, count: int) -> None:
 
 def soak(model: str, count: int) -> None:
     """Many requests, some of them hostile: wrong answers, statuses, and memory."""
-    requests = [request(number) for number in range(KINDS)]
     assistant = mmgpt.load(model)
-    alone = [
-        assistant.reply([[mmgpt.Message.of("user", *each.prompt)]], max_new_tokens=TOKENS, temperature=0.0)[0]
-        for each in requests
-    ]
+    requests: list[Request] = []
+    alone: list[str] = []
+    for each in map(request, itertools.count()):
+        answer = assistant.answers(each.prompt, max_new_tokens=TOKENS, logprobs=2)[0]
+        if all(first[1] - second[1] > TIE for first, second in (choice.likeliest for choice in answer.choices or ())):
+            requests.append(each)
+            alone.append(answer.text.strip())
+        if len(requests) == KINDS:
+            break
     draw = random.Random(0)
     plan = [(draw.random() < HOSTILE_SHARE, draw.randrange(KINDS)) for _ in range(count)]
     statuses: Counter[str] = Counter()
