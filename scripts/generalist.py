@@ -5,7 +5,7 @@
     python scripts/generalist.py --steps 5000      # what follows goes to mmgpt train
 
 Each source's dev part is asked as reproduce.py asks it; a specialist's scores are those that reproduce.py left in
-runs/NAME/eval. A run that was interrupted goes on.
+runs/NAME/eval. A run that was interrupted goes on, and one that is finished is only evaluated again.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from reproduce import CONFIGS, RECIPES, run
+from reproduce import CONFIGS, MMGPT, RECIPES, run, train
 
 from mmgpt.evaluation.report import number
 
@@ -30,13 +30,12 @@ def scores(folder: Path) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     config = CONFIGS / "generalist.yaml"
-    mmgpt = Path(sys.executable).with_name("mmgpt")
-    run(mmgpt, "train", "--config", config, "--out", OUT, "--resume", "true", *sys.argv[1:])
+    train(config, OUT, *map(str, sys.argv[1:]))
     rows = []
     for name, source in yaml.safe_load(config.read_text("utf-8"))["data"]["mix"].items():
         specialist, recipe = [one for one in RECIPES.items() if name in (one[0], one[1].prepared)][-1]
         asked = ("--format", source["format"], "--data", source["path"], "--out", OUT / "eval" / name)
-        run(mmgpt, "eval", OUT, *asked, "--task", recipe.task, *recipe.evaluate)
+        run(MMGPT, "eval", OUT, *asked, "--task", recipe.task, *recipe.evaluate)
         alone = scores(Path("runs") / specialist / "eval")
         for metric, score in scores(OUT / "eval" / name).items():
             other, control = alone.get(metric), score["control"]

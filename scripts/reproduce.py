@@ -4,7 +4,8 @@
     python scripts/reproduce.py sst2 FOLDER --epochs 2     # what follows goes to mmgpt train
 
 FOLDER is the data set as its authors publish it (see prepare_data.py). What has been prepared is not prepared again; a
-run that was interrupted goes on. All answers are then in runs/NAME/eval/report.html.
+run that was interrupted goes on, and one that is finished is only evaluated again. All answers are then in
+runs/NAME/eval/report.html.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mmgpt import checkpoint
 from mmgpt.evaluation.report import number
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+MMGPT = Path(sys.executable).with_name("mmgpt")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ def run(program: str | Path, *arguments: str | Path) -> None:
         sys.exit(code)
 
 
+def train(config: Path, out: Path, *arguments: str | Path) -> None:
+    """Train by a configuration, if `out` has no report yet, with which a run ends; one that was interrupted goes on."""
+    if (out / "report.html").exists():
+        print(f"{out}: trained already; remove the folder to train anew", flush=True)
+        return
+    run(MMGPT, "train", "--config", config, "--out", out, "--resume", "true", *arguments)
+
+
 def row(name: str, out: Path) -> str:
     """The row of the table, of what training and evaluation have left."""
     results = json.loads((out / "eval" / "results.json").read_text("utf-8"))
@@ -86,13 +96,11 @@ def main() -> None:
         data = Path("runs/data") / f"{prepared}.parquet"
         if not data.exists():
             run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)
-    mmgpt = Path(sys.executable).with_name("mmgpt")
-    settings = ("--config", CONFIGS / f"{args.name}.yaml", "--data.path", data, "--out", out, "--resume", "true")
-    run(mmgpt, "train", *settings, *rest)
+    train(CONFIGS / f"{args.name}.yaml", out, "--data.path", data, *rest)
     shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
     what = ("--format", recipe.format, "--data", data, "--out", out / "eval")
     task = () if recipe.task is None else ("--task", recipe.task)
-    run(mmgpt, "eval", out, *what, *task, *recipe.evaluate)
+    run(MMGPT, "eval", out, *what, *task, *recipe.evaluate)
     head = "| data | minutes | parameters | metric and score [95 %] | media shuffled |"
     print(f"\n{head}\n{'|---' * 5}|\n{row(args.name, out)}")
 

@@ -271,10 +271,13 @@ def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch
     assert re.search(r"\| sst2, dev, 6 \| 0\.\d \| 0\.\d\d M \| accuracy \d+\.\d \[\d+\.\d–\d+\.\d\] \|  \|", told)
     assert re.search(r"\|  \|  \|  \| macro-F1 ", told)
     assert (tmp_path / "runs/sst2/eval/report.html").exists()
+    reproduce.main()
+    assert "runs/sst2: trained already; remove the folder to train anew" in capfd.readouterr().out
 
 
 def test_the_generalist_is_set_beside_the_specialists(tmp_path, monkeypatch, capfd):
     import generalist
+    import reproduce
 
     rows = [
         {"text": f"{('dull', 'fine')[i % 2]} film {i}", "label": ("negative", "positive")[i % 2], "split": split}
@@ -295,6 +298,7 @@ def test_the_generalist_is_set_beside_the_specialists(tmp_path, monkeypatch, cap
     (tmp_path / "runs/sst2/eval/results.json").write_text(json.dumps(alone))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["generalist.py"])
+    monkeypatch.setattr(reproduce, "run", in_this_process)
     monkeypatch.setattr(generalist, "run", in_this_process)
     monkeypatch.setattr(generalist, "CONFIGS", tmp_path)
     generalist.main()
