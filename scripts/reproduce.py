@@ -50,6 +50,7 @@ RECIPES = {
     "grid_lips": Recipe("transcribe", prepared="grid"),
     "grid_both": Recipe("transcribe", prepared="grid"),
     "shakespeare": Recipe(None, format="texts"),
+    "fashion_pixels": Recipe(None),
 }
 
 
