@@ -100,7 +100,7 @@ def test_activations_computed_again_give_the_same_loss_and_gradients(model, proc
     again = copy.deepcopy(model).train()
     again.gpt.transformer.dropout.p = 0.1
     for block in again.gpt.transformer.blocks:
-        block.dropout.p = 0.1
+        block.dropout = 0.1
     plain = copy.deepcopy(again)
     again.checkpoint_activations()
     batch = collate([processor.encode(conversation) for conversation in CONVERSATIONS])
