@@ -16,8 +16,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from prepare_data import PREPARE
-
 from mmgpt import checkpoint
 from mmgpt.evaluation.report import number
 
@@ -92,8 +90,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     args, rest = parser.parse_known_args()
     recipe, out, data = RECIPES[args.name], Path("runs") / args.name, args.folder
-    prepared = recipe.prepared or args.name
-    if prepared in PREPARE:
+    if recipe.format == "parquet":
+        prepared = recipe.prepared or args.name
         data = Path("runs/data") / f"{prepared}.parquet"
         if not data.exists():
             run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)

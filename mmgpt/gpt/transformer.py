@@ -93,9 +93,10 @@ class Attention(nn.Module):
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its approximation with tanh (Hendrycks and Gimpel 2016): x (1 + tanh u) / 2, with u a polynomial of x.
 
-    That is x sigmoid(2u), which a CPU computes in half the time, since an exponential costs it less than tanh.
+    That is x sigmoid(2u), which a CPU computes in half the time, since an exponential costs it less than tanh; in
+    float32, since smaller types would be rounded at each step.
     """
-    if x.requires_grad or x.device.type != "cpu":
+    if x.requires_grad or x.device.type != "cpu" or x.dtype != torch.float32:
         return F.gelu(x, approximate="tanh")
     factor = 2 * math.sqrt(2 / math.pi)
     twice = torch.addcmul(x.new_tensor(factor), x, x, value=0.044715 * factor).mul_(x)

@@ -174,7 +174,8 @@ class Service:
         """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
         self._check_answers()
         decoding = self._decoding(asked, asked.max_tokens, prompts=len(asked.prompt), logprobs=asked.logprobs)
-        self._check_text(*asked.prompt)
+        for text in asked.prompt:
+            self._check_text(text)
         prompts = [self.processor.encode_beginning(text) for text in asked.prompt]
         return [self.worker.engine.prepare(prompt, decoding) for prompt in prompts]
 

@@ -193,6 +193,8 @@ def test_gelu_is_that_of_torch_and_has_its_gradient():
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -1e4, 1e4, 1e-30, -torch.inf, torch.inf])])
     expected = F.gelu(x.double(), approximate="tanh")
     torch.testing.assert_close(gelu_tanh(x).double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    half = x[:4001].bfloat16()
+    assert torch.equal(gelu_tanh(half), F.gelu(half, approximate="tanh"))  # rounded once
     learned, exact = x[:4001].clone().requires_grad_(), x[:4001].double().requires_grad_()
     gelu_tanh(learned).sum().backward()
     F.gelu(exact, approximate="tanh").sum().backward()

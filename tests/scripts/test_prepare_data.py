@@ -15,6 +15,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mmgpt.cli.main import main as mmgpt_main
 from mmgpt.content import text_of
@@ -256,6 +257,24 @@ def in_this_process(program: object, *arguments: object) -> None:
             runpy.run_path(script, run_name="__main__")
         else:
             mmgpt_main()
+
+
+def test_each_recipe_reads_its_data_as_its_configuration_does(tmp_path, monkeypatch):
+    import reproduce
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "row", lambda name, out: "")
+    for name, recipe in reproduce.RECIPES.items():
+        commands: list[list[str]] = []
+        monkeypatch.setattr(reproduce, "run", lambda *command, told=commands: told.append([*map(str, command)]))
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "published"])
+        reproduce.main()
+        *prepared, train, evaluate = commands
+        config = yaml.safe_load(Path(train[train.index("--config") + 1]).read_text("utf-8"))
+        assert recipe.format == config["data"]["format"] == evaluate[evaluate.index("--format") + 1], name
+        path = train[train.index("--data.path") + 1]
+        assert path == evaluate[evaluate.index("--data") + 1]
+        assert path == (prepared[0][-1] if recipe.format == "parquet" else "published"), name
 
 
 def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch, capfd):

@@ -200,6 +200,15 @@ def test_completions_go_on_with_each_text(client, assistant):
     assert pieces == expected
 
 
+def test_each_text_to_go_on_with_may_be_as_long_as_the_context(client, assistant):
+    context, text = assistant.model.config.gpt.context, "A red circle. "
+    while len(assistant.tokenizer.encode(text + text)) < context // 2:
+        text += text
+    count = 2 * context // len(assistant.tokenizer.encode(text))
+    done = client.completions.create(model="tiny", prompt=[text] * count, max_tokens=1, temperature=0)
+    assert len(done.choices) == count
+
+
 def test_a_sound_is_transcribed(client, assistant):
     sound = wav(4)
     expected = assistant.transcribe(Audio(sound), max_new_tokens=64)
