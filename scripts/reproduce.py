@@ -60,10 +60,7 @@ def run(program: str | Path, *arguments: str | Path) -> None:
 
 
 def train(config: Path, out: Path, *arguments: str | Path) -> None:
-    """Train by a configuration, if `out` has no report yet, with which a run ends; one that was interrupted goes on."""
-    if (out / "report.html").exists():
-        print(f"{out}: trained already; remove the folder to train anew", flush=True)
-        return
+    """Train by a configuration: a run that was interrupted goes on, one that came to its end is not trained anew."""
     run(MMGPT, "train", "--config", config, "--out", out, "--resume", "true", *arguments)
 
 

@@ -55,6 +55,26 @@ def is_held_out(place: int | np.ndarray) -> Any:
     return place % 10 == place // 10 % 10
 
 
+def hold_out_tails(names: Sequence[str | None], counts: Sequence[int]) -> tuple[list[str | None], np.ndarray]:
+    """Splits and codes for `row_numbers`, of files whose rows follow from each other: no held-out row is between two
+    that are learned.
+
+    Where no file is "dev", the last rows of each training file are, so many that of all up to there it is a tenth.
+
+    Args:
+        names: The split of each file; None is "train".
+        counts: How many rows each has.
+    """
+    known = [split_name(name or "train") for name in names]
+    codes, ends, seen = np.repeat(np.arange(len(names)), counts), np.cumsum(counts), 0
+    for name, count, end in zip(known, counts, ends, strict=True):
+        if name == "train" and "dev" not in known:
+            tail = -(-(seen + count) // 10) - -(-seen // 10)
+            codes[end - tail : end] = len(names)
+            seen += count
+    return [*names, "dev"], codes
+
+
 def row_numbers(names: Sequence[str | None], codes: np.ndarray, split: str) -> np.ndarray:
     """The numbers of the rows of a split, where there are too many rows to give each a name.
 

@@ -19,7 +19,7 @@ from mmgpt.data.gathered import Gathered
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.rows import row_sample
 from mmgpt.data.sample import Sample
-from mmgpt.data.splits import row_numbers, split_in_name, split_name
+from mmgpt.data.splits import hold_out_tails, row_numbers, split_in_name, split_name
 from mmgpt.data.table import read_table
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.folder import MediaFolder
@@ -33,7 +33,7 @@ def read_texts(path: Path, split: str, length: int = 2000) -> Sequence[Sample]:
     Args:
         path: A file, or a folder of .txt files, or of tables where there are any.
         split: By the names of files and folders, or by the column "split"; where none is "dev", every tenth row of a
-            table, and of plain text one document in ten (see splits.row_numbers).
+            table, and the last tenth of plain text (see splits.hold_out_tails).
         length: Most bytes of a document of plain text; it is never more tokens than that.
 
     Raises:
@@ -54,11 +54,12 @@ def read_texts(path: Path, split: str, length: int = 2000) -> Sequence[Sample]:
     if length < 4:
         raise ConfigError(f"data.text_length: must be 4 bytes or more, the longest character, not {length}")
     texts = [_documents(file, length) for file in files]
-    codes = np.repeat(np.arange(len(files)), [len(found) for found in texts])
+    counts = [len(found) for found in texts]
     try:
-        numbers = row_numbers(splits, codes, split)
+        numbers = row_numbers(*hold_out_tails(splits, counts), split)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    codes = np.repeat(np.arange(len(files)), counts)
     return LazySamples(numbers, partial(_document, files, codes, np.concatenate(texts)))
 
 

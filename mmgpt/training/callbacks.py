@@ -1,5 +1,6 @@
 """What happens beside the steps: states and checkpoints kept, and answers to a few validation samples shown."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmgpt.assistant import Assistant
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import gathered
-from mmgpt.errors import TrainingError, shown
+from mmgpt.errors import TrainingError
 from mmgpt.evaluation.asking import answer_all
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.runner import shown as shown_answer
@@ -23,7 +24,15 @@ from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import is_sharded, plain
-from mmgpt.training.state import load_optimizer, load_weights, read_values, restore_log, save_state, states
+from mmgpt.training.state import (
+    check_config,
+    load_optimizer,
+    load_weights,
+    read_values,
+    restore_log,
+    save_state,
+    states,
+)
 
 
 class KeepCheckpoints(L.Callback):
@@ -98,6 +107,13 @@ class KeepState(L.Callback):
         self.loader = loader
         self.state = before[-1] if before else None
         self.validating: int | None = None  # the epoch whose validation is still to be done
+        self.spent = 0.0  # seconds of training, by those processes that were killed
+        self.begun = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, up to each state that it went on from and since the last."""
+        return self.spent + time.monotonic() - self.begun
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and self.state is not None:
@@ -106,12 +122,7 @@ class KeepState(L.Callback):
 
     def _resume(self, state: Path, trainer: L.Trainer, module: MultimodalModule) -> None:
         values = read_values(state)
-        started = values["config"]
-        if changed := next((name for name, value in self.config.items() if started.get(name) != value), None):
-            raise TrainingError(
-                f"{state}: is of a run with another {changed}: {shown(started.get(changed))}, not "
-                f"{shown(self.config[changed])}; resume with the same, or begin anew in another directory"
-            )
+        check_config(state, values["config"], self.config)
         if len(values["processes"]) != trainer.world_size:
             raise TrainingError(
                 f"{state}: is of {len(values['processes'])} processes, which have the data among them; resume with as "
@@ -122,6 +133,7 @@ class KeepState(L.Callback):
         self.checkpoints.best = values["best"]
         self.checkpoints.saved_at = values["saved_at"]
         self.validating = values["validating"]
+        self.spent = values["seconds"]
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):
@@ -187,6 +199,7 @@ class KeepState(L.Callback):
             "epoch": module.position["epoch"] if trainer.state.fn == TrainerFn.FITTING else trainer.current_epoch,
             "batches": trainer.fit_loop.epoch_loop.batch_progress.total.completed,
             "steps": trainer.global_step,
+            "seconds": round(self.seconds, 1),
         }
         save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
 

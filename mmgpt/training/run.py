@@ -4,8 +4,8 @@ import dataclasses
 import json
 import logging
 import random
-import shutil
-import time
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ import lightning as L
 import PIL.Image
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
@@ -41,6 +42,7 @@ from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import processes
 from mmgpt.training.parts import print_parts
 from mmgpt.training.record import record
+from mmgpt.training.state import check_config, forget_finished, read_finished, save_finished
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -92,14 +94,22 @@ def read(config: TrainConfig) -> Data:
 
 
 def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -> Run:
-    """Train on these data, as `train` does; the callbacks are called after its own."""
+    """Train on these data, as `train` does; the callbacks are called after its own.
+
+    A run that came to its end before is not trained again when it is resumed.
+    """
+    out, decisive = Path(config.out), _decisive(config)
+    if config.resume and (done := read_finished(out)):
+        check_config(out, done["config"], decisive)
+        print(f"{out}: has been trained to its end", flush=True)
+        return Run(out, done["seconds"], data.val, done["broken"], getattr(rank_zero_only, "rank", 0) == 0)
+    forget_finished(out)
     _quiet()
     L.seed_everything(config.seed, verbose=False)
     train_samples, val_samples, tokenizer = data.train, data.val, data.tokenizer
     model = make_model(config, tokenizer)
     if config.checkpoint_activations:
         model.checkpoint_activations()
-    out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
 
     if config.augment and "audio" in model.encoders:
@@ -133,7 +143,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             )
     checkpoints = KeepCheckpoints(out, tokenizer, record(config, count))
     shown = SHOWN if model.config.answers else 0
-    state = KeepState(out, config.save_every, config.keep, _decisive(config), checkpoints, loader, resume=config.resume)
+    state = KeepState(out, config.save_every, config.keep, decisive, checkpoints, loader, resume=config.resume)
     trainer = L.Trainer(
         **processes(config),
         precision=precision(config.precision),
@@ -155,19 +165,18 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    started = time.monotonic()
     try:
         trainer.fit(module, loader, val_loader)
         if checkpoints.saved_at < trainer.global_step:  # steps after the last multiple of val_every
             trainer.validate(module, val_loader, verbose=False)
-    except SIGTERMException:
-        raise
+    except SIGTERMException:  # its code is 0, as if the work were done
+        sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
     broken = list(dict.fromkeys(reason for reasons in gathered(module.broken) for reason in reasons))
     if trainer.is_global_zero:
-        shutil.rmtree(out / "state", ignore_errors=True)  # it is finished
-    return Run(out, time.monotonic() - started, val_samples, broken, trainer.is_global_zero)
+        save_finished(out, {"config": decisive, "seconds": round(state.seconds, 1), "broken": broken})
+    return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)
 
 
 def _loggers(config: TrainConfig) -> list[Logger]:
@@ -249,8 +258,7 @@ def model_config(config: TrainConfig) -> ModelConfig:
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
     """The model to train, in training mode: a new one, or the one that `init` names."""
     if config.init is None:
-        config.model.gpt = replace(config.model.gpt, vocab_size=len(tokenizer))
-        return MultimodalGPT(config.model)
+        return MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=len(tokenizer))))
     model, _ = checkpoint.load(config.init)
     for encoder in (model.config.image, model.config.audio):
         if encoder is not None:

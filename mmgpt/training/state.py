@@ -4,6 +4,7 @@
                      optimizer.0.safetensors   the optimizer's tensors, by the name of their parameter
                      state.json                steps, place in the data of each process, what callbacks remember
                      metrics.csv               the log so far
+    OUT/state/finished.json                    in their stead, of a run that came to its end
 
 Where processes divide a model, each writes its part of every tensor, model.1.safetensors and so on. There is no random
 state: what is drawn in a step, or for a sample, is drawn from the seed and its number. A state is written under another
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmgpt.distributed import meet, rank
-from mmgpt.errors import TrainingError, WriteError
-from mmgpt.files import sync
+from mmgpt.errors import TrainingError, WriteError, shown
+from mmgpt.files import atomic_write, sync
 from mmgpt.training.parallel import is_sharded, own_part, part_of
+
+FINISHED = "finished.json"
 
 
 def states(out: Path) -> list[Path]:
@@ -80,6 +83,35 @@ def read_values(state: Path) -> dict[str, Any]:
         return json.loads((state / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{state}: cannot be read: {error}; remove it to resume from the one before") from None
+
+
+def check_config(place: Path, started: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises TrainingError where a run, of which `place` tells, was started with another configuration."""
+    if changed := next((name for name, value in config.items() if started.get(name) != value), None):
+        raise TrainingError(
+            f"{place}: is of a run with another {changed}: {shown(started.get(changed))}, not "
+            f"{shown(config[changed])}; resume with the same, or begin anew in another directory"
+        )
+
+
+def save_finished(out: Path, values: dict[str, Any]) -> None:
+    """Keep what is told of a run that came to its end, in the place of its states."""
+    with atomic_write(out / "state" / FINISHED) as path:
+        path.write_text(json.dumps(values))
+    for state in states(out):
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def read_finished(out: Path) -> dict[str, Any] | None:
+    """What `save_finished` kept; None of a run that did not come to its end."""
+    path = out / "state" / FINISHED
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def forget_finished(out: Path) -> None:
+    """A run begins anew where one came to its end."""
+    if (out / "state" / FINISHED).is_file():
+        shutil.rmtree(out / "state", ignore_errors=True)
 
 
 def load_weights(state: Path, model: nn.Module) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgpt.data.splits import members, row_numbers, split_in_name
+from mmgpt.data.splits import hold_out_tails, members, row_numbers, split_in_name
 from mmgpt.errors import DataError
 
 
@@ -48,6 +48,29 @@ def test_rows_are_parted_one_of_every_ten_of_training(codes):
 def test_rows_that_take_turns_between_ten_classes_are_all_held_out():
     held_out = row_numbers([None], np.zeros(100, dtype=int), "dev")
     assert sorted(held_out % 10) == list(range(10))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from([None, "train", "test"]), st.integers(0, 40)), min_size=1, max_size=20))
+def test_of_files_that_name_no_dev_the_tails_of_training_are_held_out(files):
+    names, counts = [*zip(*files, strict=True)]
+    total = sum(count for name, count in files if name != "test")
+    splits, codes = hold_out_tails(names, counts)
+    held, start = [], 0
+    for (name, _), end in zip(files, np.cumsum(counts), strict=True):
+        here = codes[start:end] == len(names)
+        assert not np.any(here[:-1] > here[1:])  # after a held-out row of a file all are
+        assert name != "test" or not here.any()
+        held, start = [*held, *here], end
+    assert sum(held) == -(-total // 10)
+    if held.count(True):
+        assert list(row_numbers(splits, codes, "dev")) == list(np.flatnonzero(held))
+
+
+def test_where_a_file_is_dev_nothing_else_is_held_out():
+    splits, codes = hold_out_tails([None, "val"], [20, 3])
+    assert list(row_numbers(splits, codes, "dev")) == [20, 21, 22]
+    assert len(row_numbers(splits, codes, "train")) == 20
 
 
 def test_rows_are_of_the_split_their_file_names():

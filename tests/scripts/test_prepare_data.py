@@ -295,7 +295,7 @@ def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch
     assert re.search(r"\|  \|  \|  \| macro-F1 ", told)
     assert (tmp_path / "runs/sst2/eval/report.html").exists()
     reproduce.main()
-    assert "runs/sst2: trained already; remove the folder to train anew" in capfd.readouterr().out
+    assert "runs/sst2: has been trained to its end" in capfd.readouterr().out
 
 
 def test_the_generalist_is_set_beside_the_specialists(tmp_path, monkeypatch, capfd):

@@ -21,7 +21,7 @@ from mmgpt.processor import Processor
 from mmgpt.run_config import LoraConfig, TrainConfig
 from mmgpt.training.lora import add_lora, merged
 from mmgpt.training.parts import train_only
-from mmgpt.training.run import train
+from mmgpt.training.run import make_model, train
 from mmgpt.training.state import states
 
 SMALL = LoraConfig(rank=3, alpha=7)
@@ -171,7 +171,7 @@ def test_a_run_leaves_ordinary_checkpoints_and_states_with_the_adapters(tmp_path
     monkeypatch.setattr("shutil.rmtree", lambda path, **_: kept.append(path))  # of a finished run the state goes
     train(config)
     torch.manual_seed(config.seed)  # as train does before it builds the model
-    start = MultimodalGPT(config.model).state_dict()
+    start = make_model(config, checkpoint.load_tokenizer(tmp_path / "run" / "last")).state_dict()
     state = load_file(states(tmp_path / "run")[-1] / "model.0.safetensors")
     assert any("lora_A" in name for name in state)
     monkeypatch.setitem(sys.modules, "peft", None)

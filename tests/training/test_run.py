@@ -18,7 +18,7 @@ from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.run import augment_picture, load_data, make_tokenizer, precision, train
+from mmgpt.training.run import augment_picture, load_data, make_model, make_tokenizer, precision, train
 
 
 def column(out: Path, name: str) -> list[float]:
@@ -123,7 +123,7 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_learns(tmp_path):
     run = train(config)
     trained = tensors(run.out / "last")
     torch.manual_seed(config.seed)  # as train does before it builds the model
-    start = MultimodalGPT(config.model).state_dict()
+    start = make_model(config, checkpoint.load_tokenizer(run.out / "last")).state_dict()
     same = {name for name in trained if torch.equal(trained[name], start[name])}
     frozen = {name for name in trained if name.startswith(("encoders.image", "gpt.embedding"))}
     assert frozen <= same
