@@ -26,7 +26,7 @@ def run_parser(command: str, description: str) -> Parser:
     """Of a command that looks at a training run; what it does not know are arguments of `mmgpt train`."""
     return Parser(
         prog=f"mmgpt {command}",
-        usage="%(prog)s --config FILE [--FIELD VALUE ...] [options]",
+        usage="%(prog)s [[--config] FILE] [--FIELD VALUE ...] [options]",
         description=description,
         epilog="All arguments of `mmgpt train` are taken too; `mmgpt train --help` lists them.",
         allow_abbrev=False,

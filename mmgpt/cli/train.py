@@ -14,18 +14,24 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """The configuration: defaults, then the file, then the command line. Raises ConfigError."""
+    """The configuration: defaults, then the file, then the command line. Raises ConfigError.
+
+    What comes first and is no option is the file; behind fields, it would go before them.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(prog="mmgpt train", description=TrainConfig.__doc__, exit_on_error=False)
+    usage = "mmgpt train [[--config] FILE] [--FIELD VALUE ...]"
+    parser = ArgumentParser(prog="mmgpt train", usage=usage, description=TrainConfig.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file of these fields; see configs/")
     parser.add_class_arguments(TrainConfig, None)
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--config", *arguments]
     for path in _files(arguments):
         _check_keys(path)
     try:
         parsed = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise ConfigError(options.with_nearest(str(error), parser)) from None
+        raise ConfigError(f"{options.with_nearest(str(error), parser)} (see mmgpt train --help)") from None
     values = parser.instantiate(parsed).as_dict()
     return TrainConfig(**{name: value for name, value in values.items() if name != "config"})
 
@@ -51,7 +57,7 @@ def run(config: TrainConfig) -> None:
 
 
 def save_config(config: TrainConfig) -> None:
-    """OUT/config.yaml: enough to run it again with `mmgpt train --config`."""
+    """OUT/config.yaml: enough to run it again with `mmgpt train`."""
     import dataclasses
     import json
 

@@ -17,7 +17,7 @@ def walls(tmp_path):
 
 def test_whole_data_are_well_and_nothing_is_left_behind(mmgpt_command, walls):
     before = sorted(walls.parent.iterdir())
-    told = mmgpt_command("data", "check", "--config", walls)
+    told = mmgpt_command("data", "check", walls)
     assert told.code == 0, told.err
     assert "every sample is readable" in told.out
     assert ["samples", "9", "3"] in [line.split() for line in told.out.splitlines()]

@@ -30,7 +30,7 @@ def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmg
 
 def test_a_run_that_does_not_fit_is_told_with_what_to_do(mmgpt_command, walls, monkeypatch):
     monkeypatch.setattr(mmgpt.training.plan, "available_memory", lambda: 100_000)
-    told = mmgpt_command("plan", "--config", walls)
+    told = mmgpt_command("plan", walls)
     assert told.code == 1
     assert "does not fit: weights, gradients and the optimizer alone do not fit" in told.out
     assert "checkpoint_activations" in told.out

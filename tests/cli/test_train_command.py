@@ -32,6 +32,13 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(
     assert config.train == ["gpt"]
 
 
+def test_the_file_may_come_first_without_its_option(tmp_path):
+    (tmp_path / "a.yaml").write_text("batch_size: 3\nepochs: 5\n")
+    config = parse([str(tmp_path / "a.yaml"), "--epochs", "7"])
+    assert config == parse(["--config", str(tmp_path / "a.yaml"), "--epochs", "7"])
+    assert (config.batch_size, config.epochs) == (3, 7)
+
+
 def test_without_options_the_defaults_are_taken():
     assert parse([]) == TrainConfig()
 
@@ -89,14 +96,16 @@ def test_a_bad_file_is_told_by_name_and_key(mmgpt_command, tmp_path, text, told)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there_is_told(mmgpt_command, tmp_path):
-    assert f"{tmp_path / 'no.yaml'}: No such file" in mmgpt_command("train", "--config", tmp_path / "no.yaml").error(2)
+@pytest.mark.parametrize("option", [[], ["--config"]])
+def test_a_file_that_is_not_there_is_told(mmgpt_command, tmp_path, option):
+    assert f"{tmp_path / 'no.yaml'}: No such file" in mmgpt_command("train", *option, tmp_path / "no.yaml").error(2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--model.gpt.widht", "3"], "--model.gpt.widht 3; did you mean --model.gpt.width?"),
+        (["--epochs", "3", "a.yaml"], "unrecognized arguments: a.yaml (see mmgpt train --help)"),
         (["--batch_sise=3"], "did you mean --batch_size?"),
         (["--batch_size", "x"], 'Parser key "batch_size"'),
         (["--data.format", "captions"], "data.path: format captions needs the folder"),
