@@ -163,7 +163,7 @@ class TrainConfig:
         lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
-            neither decoded nor encoded; runs may share it. None keeps nothing.
+            neither decoded nor encoded; runs may share it. None, or off, keeps nothing.
         cache_gb: Most that the folder may hold, in GB; what was not used for longest goes first.
     """
 
@@ -192,5 +192,5 @@ class TrainConfig:
     train: list[str] = field(default_factory=lambda: ["*"])
     lora: LoraConfig | None = None
     beams: int = 1
-    cache: str | None = None
+    cache: Literal[False] | str | None = None  # off is False in YAML
     cache_gb: float = 20.0

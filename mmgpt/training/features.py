@@ -34,7 +34,7 @@ def prepare(model: MultimodalGPT, config: TrainConfig, precision: str) -> dict[s
         for modality, encoder in model.encoders.items()
         if not any(parameter.requires_grad for parameter in encoder.parameters())
     }
-    if config.cache is None:
+    if not config.cache:
         return {}
     if not config.cache_gb > 0:
         raise ConfigError(f"cache_gb: must be above 0, not {config.cache_gb}")

@@ -39,6 +39,14 @@ def test_the_file_may_come_first_without_its_option(tmp_path):
     assert (config.batch_size, config.epochs) == (3, 7)
 
 
+def test_no_cache_is_said_by_off(tmp_path):
+    (tmp_path / "a.yaml").write_text("cache: off\n")
+    (tmp_path / "b.yaml").write_text(f"cache: {tmp_path}\n")
+    assert parse([str(tmp_path / "b.yaml")]).cache == str(tmp_path)
+    for arguments in (["a.yaml"], ["b.yaml", "--cache", "off"], ["b.yaml", "--cache=off"]):
+        assert parse([str(tmp_path / arguments[0]), *arguments[1:]]).cache is False
+
+
 def test_without_options_the_defaults_are_taken():
     assert parse([]) == TrainConfig()
 

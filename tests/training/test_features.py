@@ -160,14 +160,15 @@ def test_a_silent_video_encoder_does_not_borrow_the_audio_encoder(tokenizer, tmp
     assert list(prepare(model, TrainConfig(cache=str(tmp_path)), "32-true")) == ["image", "video"]
 
 
-@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("cache", [None, False, "features"])
 def test_frozen_encoders_are_in_evaluation_mode_whatever_the_mode_of_the_model(tokenizer, tmp_path, cache):
     image = tiny_config(len(tokenizer)).image
     assert image is not None
     image.args |= {"drop_path_rate": 0.9, "depths": [3, 3, 3, 3]}
     model = frozen_model(tokenizer, "encoders.image", image=image)
     assert model.encoders["image"].training
-    prepare(model, TrainConfig(cache=str(tmp_path) if cache else None), "32-true")
+    caches = prepare(model, TrainConfig(cache=cache and str(tmp_path / cache)), "32-true")
+    assert bool(caches) == bool(list(tmp_path.iterdir())) == bool(cache)
     assert not any(module.training for module in model.encoders["image"].modules())
     model.train()
     assert not any(module.training for module in model.encoders["image"].modules())
