@@ -160,7 +160,9 @@ class Watch(L.Callback):
         told = [f"step {trainer.global_step}"]
         told += [f"{name} {float(metrics[key]):{form}}" for key, name, form in shown if key in metrics]
         if "tokens_per_second" in metrics:
-            told += [f"{float(metrics['tokens_per_second']):,.0f} tokens/s", f"wait {float(metrics['wait']):.0%}"]
+            told += [f"{float(metrics['tokens_per_second']):,.0f} tokens/s"]
+            shares = [name for name in ("supervised", "wait", "fill") if name in metrics]
+            told += [f"{name} {float(metrics[name]):.0%}" for name in shares]
             told += [f"{float(metrics['memory_gb']):.1f} GB"]
         self._bar.update(self._task, completed=done, told=", ".join(told))
         if lines:

@@ -1,4 +1,7 @@
 import csv
+import io
+import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from mmgpt.batch import Batch, collate
 from mmgpt.content import Message
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.sample import Sample
+from mmgpt.training import meter
 from mmgpt.training.memory import peak_memory
 from mmgpt.training.meter import Meter
 from mmgpt.training.module import exchanged
@@ -33,10 +37,10 @@ def test_losses_are_told_apart_by_task_and_by_modality(model, processor):
         ("ask", ["What?"], ("a b",)),
         ("hear", [some_audio(0), some_image(1)], ("boom",)),
     ]
-    meter, alone = Meter(), []
+    losses, alone = Meter(), []
     with torch.no_grad():
         both = batch(processor, *kinds)
-        meter.learned(both, model.loss(both))
+        losses.learned(both, model.loss(both))
         for kind in kinds:
             one = batch(processor, kind)
             loss = model.loss(one)
@@ -45,11 +49,11 @@ def test_losses_are_told_apart_by_task_and_by_modality(model, processor):
     def mean(*numbers: int) -> float:
         return pytest.approx(sum(alone[i][0] for i in numbers) / sum(alone[i][1] for i in numbers), rel=1e-5)
 
-    assert meter.means() == {
+    assert losses.means() == {
         "": mean(0, 1, 2), "ask": mean(0, 1), "hear": mean(2),
         "image": mean(0), "text": mean(1), "audio + image": mean(2),
     }  # fmt: skip
-    assert meter.means() == {}
+    assert losses.means() == {}
 
 
 def test_media_are_exchanged_among_those_of_one_size_and_nothing_else_is(processor):
@@ -73,13 +77,16 @@ def columns(out: Path) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory) -> tuple[dict[str, list[float]], str]:
+def logged(tmp_path_factory) -> tuple[dict[str, list[float]], list[str]]:
+    """What is logged, and the lines that are told meanwhile."""
     place = tmp_path_factory.mktemp("logged")
     config = wall_config(
         write_walls(place / "walls", train=17, dev=6), place / "run", epochs=60, batch_size=None, batch_tokens=150
     )
-    train(config)
-    return columns(place / "run"), config.out
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as told:
+        patch.setattr(meter, "TOLD", 0.0)
+        train(config)
+    return columns(place / "run"), told.getvalue().splitlines()
 
 
 def test_a_run_logs_what_it_does_with_its_time(logged):
@@ -89,6 +96,19 @@ def test_a_run_logs_what_it_does_with_its_time(logged):
     assert all(0.5 < value <= 1 for value in log["fill"])
     assert log["memory_gb"] == sorted(log["memory_gb"])
     assert log["memory_gb"][-1] <= peak_memory() / 1e9 + 1e-6  # logged in single precision
+
+
+def test_the_line_of_progress_tells_what_is_logged(logged):
+    log, told = logged
+    found = re.search(
+        r"100%: step \d+, loss [\d.]+, validation [\d.]+, score [\d.]+, "
+        r"([\d,]+) tokens/s, supervised (\d+)%, wait (\d+)%, fill (\d+)%, [\d.]+ GB",
+        told[-1],
+    )
+    assert found
+    speed, *shares = (float(number.replace(",", "")) for number in found.groups())
+    assert speed == pytest.approx(log["tokens_per_second"][-1], abs=0.51)
+    assert shares == pytest.approx([100 * log[name][-1] for name in ("supervised", "wait", "fill")], abs=0.51)
 
 
 def test_a_run_logs_losses_by_kind_and_gradients_by_module(logged):
