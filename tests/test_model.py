@@ -70,6 +70,15 @@ def test_loss_is_the_cross_entropy_of_the_supervised_tokens_alone(model, process
     torch.testing.assert_close(loss.sum, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_by_document_the_loss_is_the_mean_over_documents_of_the_mean_of_each(model, processor):
+    examples = [processor.encode(conversation) for conversation in CONVERSATIONS]
+    means = [float(model.loss(collate([example])).mean) for example in examples]
+    loss = model.loss(collate(examples), "document")
+    assert loss.count == len(CONVERSATIONS)
+    assert float(loss.mean) == pytest.approx(sum(means) / len(means), rel=1e-5)
+    assert float(loss.mean) != pytest.approx(float(model.loss(collate(examples)).mean), rel=1e-3)
+
+
 def test_a_batch_without_a_supervised_token_is_an_error(model, processor):
     with pytest.raises(DataError, match="without a supervised token"):
         model.loss(collate([processor.encode([Message.of("user", "a")])]))

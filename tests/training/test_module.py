@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
 from tiny import some_image
 
+from mmgpt.config import LossPer
 from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
@@ -60,9 +63,12 @@ def sample(number: int, *answers: str) -> Sample:
 SAMPLES = [sample(i, *("a red circle " * (1 + i % 3), "blue")[: 1 + i % 2]) for i in range(8)]
 
 
-def trained(model: MultimodalGPT, processor: Processor, epochs=2, samples=SAMPLES, **loading) -> MultimodalModule:
+def trained(
+    model: MultimodalGPT, processor: Processor, epochs=2, samples=SAMPLES, loss_per: LossPer = "token", **loading
+) -> MultimodalModule:
     """A fresh module after some epochs of plain gradient descent, so that weights tell gradients."""
-    module = MultimodalModule(MultimodalGPT(model.config), OptimizerConfig(clip=0, warmup=0), seed=3)
+    settings = OptimizerConfig(clip=0, warmup=0)
+    module = MultimodalModule(MultimodalGPT(model.config), settings, seed=3, loss_per=loss_per)
     module.model.load_state_dict(model.state_dict())
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
         [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
@@ -80,18 +86,31 @@ def distance(one: MultimodalModule, other: MultimodalModule) -> float:
     return max(float((p - theirs[name]).abs().max().detach()) for name, p in one.model.named_parameters())
 
 
-def test_accumulated_batches_teach_what_one_large_batch_teaches(fresh, processor):
-    large = trained(fresh, processor, batch_size=8)
-    assert distance(trained(fresh, processor, batch_size=2, accumulate=4), large) < 1e-6
-    assert distance(trained(fresh, processor, batch_size=3, accumulate=3), large) < 1e-6  # the last has two alone
-    assert distance(trained(fresh, processor, batch_tokens=100, accumulate=20), large) < 1e-6
-    assert distance(trained(fresh, processor, batch_size=4), large) > 1e-4  # two steps instead of one
+@pytest.mark.parametrize("per", ["token", "document"])
+def test_accumulated_batches_teach_what_one_large_batch_teaches(fresh, processor, per):
+    def weights(**loading) -> MultimodalModule:
+        return trained(fresh, processor, loss_per=per, **loading)
+
+    large = weights(batch_size=8)
+    assert distance(weights(batch_size=2, accumulate=4), large) < 1e-6
+    assert distance(weights(batch_size=3, accumulate=3), large) < 1e-6  # the last has two alone
+    assert distance(weights(batch_tokens=100, accumulate=20), large) < 1e-6
+    assert distance(weights(batch_size=4), large) > 1e-4  # two steps instead of one
 
 
 def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_step(fresh, processor):
     module = trained(fresh, processor, epochs=1, batch_size=3, accumulate=3)
     losses = [fresh.loss(batch) for step in Loader(SAMPLES, processor, batch_size=1) for batch in step.batches]
     expected = sum(loss.sum.item() for loss in losses) / sum(loss.count for loss in losses)
+    assert float(module.trainer.callback_metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_by_document_is_the_mean_over_the_documents_of_the_step(fresh, processor):
+    module = trained(fresh, processor, epochs=1, loss_per="document", batch_size=3, accumulate=3)
+    samples = [replace(one, answers=(answer,)) for one in SAMPLES for answer in one.answers]
+    alone = [fresh.loss(batch) for step in Loader(samples, processor, batch_size=1) for batch in step.batches]
+    expected = sum(loss.mean.item() for loss in alone) / len(alone)
+    assert len(alone) == 12
     assert float(module.trainer.callback_metrics["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
