@@ -11,7 +11,13 @@ WINDOW = 4
 
 
 def cost(examples: Sequence[Example]) -> int:
-    """Tokens that the GPT and the encoders see of documents that share their media; each medium is encoded once."""
+    """Tokens that the GPT and the encoders see of documents that share their media.
+
+    A token of a document is one of the GPT's, a slot that a medium fills like any other. To these come the encoders'
+    tokens, each medium's once, as it is encoded once: by text alone a picture of 196 patches behind 49 slots, or beside
+    the sequence, would seem to be a quarter of its work, or none, and a batch of many such would not fit the memory of
+    one that has few.
+    """
     media = {id(item): item.grid.count for example in examples for _, item in example.media}
     return sum(map(len, examples)) + sum(media.values())
 
