@@ -237,6 +237,23 @@ def test_broken_samples_are_told_and_make_no_batch(processor, tokenizer, tmp_pat
     assert (step.batches, step.count, len(step.broken)) == ([None], 0, 1)
 
 
+class Threads(list):
+    """Each sample tells of how many threads torch has in its process."""
+
+    def __getitem__(self, index):
+        return sample(index, str(torch.get_num_threads()))
+
+
+def test_workers_have_one_thread_each_so_that_they_do_not_fight_for_the_cores(processor, tokenizer):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        loaders = [Loader(Threads([None] * 4), processor, batch_size=2, workers=workers) for workers in (0, 2)]
+        assert [answers(loader, tokenizer) for loader in loaders] == [["3"] * 4, ["1"] * 4]
+    finally:
+        torch.set_num_threads(before)
+
+
 class Malformed(list):
     def __getitem__(self, index):
         raise DataError("captions.csv:7: malformed")
