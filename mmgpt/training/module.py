@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmgpt.batch import Batch
 from mmgpt.config import LossPer
 from mmgpt.data.loader import Step
-from mmgpt.distributed import summed
+from mmgpt.distributed import gathered, summed
 from mmgpt.errors import TrainingError, shown
 from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.score import Score
@@ -114,10 +114,12 @@ class MultimodalModule(L.LightningModule):
             self.log_dict(gradient_norms(self.model))
         trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         norm = plain(nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf))
-        if not norm.isfinite():
+        if not norm.isfinite():  # in all processes, as the gradient is that of all
+            names = ", ".join(name for own in gathered(step.names) for name in own)
+            (loss,) = summed(float(total))
             raise TrainingError(
-                f"step {number}: the gradient is not finite (loss {float(total):g}); nothing was changed by it. Its "
-                f"samples: {shown(', '.join(step.names))}. Lower the learning rate, or look at them"
+                f"step {number}: the gradient is not finite (loss {loss:g}); nothing was changed by it. Its samples: "
+                f"{shown(names)}. Lower the learning rate, or look at them"
             )
         factor = learning_rate(number, progress(self.trainer, step, number), self.optimizer)
         for group in optimizer.param_groups:

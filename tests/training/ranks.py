@@ -18,6 +18,7 @@ from mmgpt.config import GPTConfig, PairConfig
 from mmgpt.content import Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
+from mmgpt.errors import TrainingError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.run_config import OptimizerConfig
@@ -63,10 +64,7 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
         [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
     )
-    trainer = L.Trainer(
-        accelerator="cpu", devices=processes, strategy=strategy(sharded, processes), max_epochs=2, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+    trainer = trainer_of(processes, sharded)
     processor = Processor(module.model.config, tokenizer)
     train, val = (Loader(samples(case), processor, shuffle=False, **loading) for _ in range(2))
     trainer.fit(module, train, val)
@@ -78,10 +76,31 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
         save_file(learned, out / f"{name}.safetensors")
 
 
+def break_down(out: Path) -> None:
+    """What each process says when the loss of the second one's sounds is not finite."""
+    processes = int(os.environ["WORLD_SIZE"])
+    tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
+    module = MultimodalModule(MultimodalGPT(tiny_config(len(tokenizer))))
+    with torch.no_grad():
+        next(module.model.adapters["audio"].parameters()).fill_(torch.nan)
+    loader = Loader(samples("text and sound")[:4], Processor(module.model.config, tokenizer), batch_size=2)
+    try:
+        trainer_of(processes).fit(module, loader)
+    except TrainingError as error:
+        (out / f"error.{os.environ['RANK']}").write_text(str(error))
+
+
 def strategy(sharded: bool, processes: int):
     if processes == 1:
         return "auto"
     return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1) if sharded else "ddp"
+
+
+def trainer_of(processes: int, sharded: bool = False) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", devices=processes, strategy=strategy(sharded, processes), max_epochs=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
 
 
 def main(out: Path) -> None:
@@ -94,6 +113,8 @@ def main(out: Path) -> None:
             train(case, out, sharded=True, batch_size=4 // processes)
     train("text and sound", out, crossing=True, batch_size=4 // processes)
     train("sound and pictures", out, batch_size=2 // processes, accumulate=2)
+    if processes == 2:
+        break_down(out)
 
 
 if __name__ == "__main__":

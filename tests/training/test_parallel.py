@@ -63,6 +63,13 @@ def test_the_cases_differ(learned):
     assert len({round(loss, 5) for loss in losses.values()}) == len(CASES) - 1
 
 
+def test_where_the_loss_is_not_finite_every_process_names_the_samples_of_all(learned):
+    told = [(learned[2] / f"error.{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    assert "step 1: the gradient is not finite (loss nan)" in told[0]
+    assert '"x:0, x:2, x:1, x:3"' in told[0]
+
+
 def test_zero_gives_each_trained_parameter_a_gradient_of_zero():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     model[1].weight.requires_grad_(False)
