@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     from mmgpt.processor import Processor
     from mmgpt.training.run import model_config, read
 
-    data = read(config)
+    data = read(config, whole=True)
     if not isinstance(data.train, Sequence):
         raise ConfigError("data.format: a stream is not read to its end; check the data set on disk (format hf)")
     resolved, _ = build_encoders(model_config(config))

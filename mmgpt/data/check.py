@@ -302,7 +302,7 @@ def check(
 
     Args:
         train: The training split; of a mixture, all samples of its sources.
-        val: The validation split.
+        val: The validation split, all of it.
         processor: Makes examples of them.
         batch_tokens: Most tokens to a batch, those of the encoders counted too, which no document may exceed.
         workers: Processes that read; 0 does it in this one.

@@ -83,14 +83,18 @@ def train(config: TrainConfig) -> Run:
     return fit(config, read(config))
 
 
-def read(config: TrainConfig) -> Data:
-    """The data of a run. Raises ConfigError, and DataError where there are none."""
+def read(config: TrainConfig, whole: bool = False) -> Data:
+    """The data of a run. Raises ConfigError, and DataError where there are none.
+
+    Args:
+        config: The run's.
+        whole: All of the validation split, though the run looks at data.val_samples of it.
+    """
     _check(config)
-    train_samples, val_samples = load_data(config.data, config.seed)
+    train, val = load_data(config.data, config.seed)
+    val = val if whole else limited(val, config.data.val_samples)
     # The world's samples are made in the order they are to be learned in; those of files come as they lie.
-    return Data(
-        train_samples, val_samples, make_tokenizer(config, train_samples), shuffle=config.data.format != "world"
-    )
+    return Data(train, val, make_tokenizer(config, train), shuffle=config.data.format != "world")
 
 
 def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -> Run:
@@ -230,7 +234,10 @@ def _check(config: TrainConfig) -> None:
 
 
 def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence[Sample]]:
-    """Training and validation samples; the former may be a stream. Raises DataError where there are none."""
+    """Training and validation samples, of a stream and of the world as many of these as config says.
+
+    The former may be a stream. Raises DataError where there are none.
+    """
     if config.format == "hf_stream":
         if config.path is None:
             raise ConfigError("data.path: format hf_stream needs the folder or the Hub id of a data set")
@@ -247,7 +254,7 @@ def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence
     for name, samples in ((config.split, train), (config.val_split, val)):
         if not samples:
             raise DataError(f"{config.path}: no samples in split {name!r}")
-    return train, limited(val, config.val_samples)
+    return train, val
 
 
 def model_config(config: TrainConfig) -> ModelConfig:

@@ -43,6 +43,15 @@ def test_broken_data_are_told_in_full_as_json_and_end_with_1(mmgpt_command, tmp_
     assert "and 2 more" in told.out
 
 
+def test_all_of_the_validation_split_is_read_though_a_run_looks_at_a_few(mmgpt_command, tmp_path):
+    save_config(wall_config(write_walls(tmp_path / "data", dev=5, broken=("dev",)), tmp_path / "run"))
+    told = mmgpt_command("data", "check", tmp_path / "run" / "config.yaml", "--data.val_samples", 2, "--json")
+    assert told.code == 1
+    found = json.loads(told.out)
+    assert found["val"]["samples"] == 6
+    assert len(found["val"]["broken"]) == 1
+
+
 def test_fields_on_the_command_line_count(mmgpt_command, walls):
     found = json.loads(mmgpt_command("data", "check", "--config", walls, "--model.gpt.context=16", "--json").out)
     assert found["train"]["too_long"]

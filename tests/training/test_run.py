@@ -18,7 +18,7 @@ from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.run import augment_picture, load_data, make_model, make_tokenizer, precision, train
+from mmgpt.training.run import augment_picture, load_data, make_model, make_tokenizer, precision, read, train
 
 
 def column(out: Path, name: str) -> list[float]:
@@ -160,8 +160,8 @@ def test_the_spectrogram_is_masked_only_while_training(tmp_path):
 
 def test_validation_samples_are_spread_over_the_split(tmp_path):
     folder = write_walls(tmp_path / "data", train=2, dev=12)
-    _, all_of_them = load_data(DataConfig("captions", str(folder)), seed=0)
-    _, some = load_data(DataConfig("captions", str(folder), val_samples=4), seed=0)
+    config = TrainConfig(data=DataConfig("captions", str(folder), vocab_size=280, val_samples=4))
+    all_of_them, some = (read(config, whole=whole).val for whole in (True, False))
     assert len(some) == 4
     assert [one.where for one in some] == [one.where for one in all_of_them[::3]]
 
