@@ -1,7 +1,9 @@
 """A folder of walls to learn the colours of, and a configuration that learns them in seconds."""
 
 import csv
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,20 @@ def write_stream(folder: Path) -> None:
         table = pa.table({"image": media, "caption": [row["caption"] for row in own]})
         (folder / "stream").mkdir(exist_ok=True)
         pq.write_table(table, folder / "stream" / f"{split.replace('dev', 'validation')}.parquet")
+
+
+def write_shards(folder: Path) -> None:
+    """The same walls in tar shards of a few, in `folder`/shards."""
+    with (folder / "captions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (folder / "shards").mkdir()
+    for i, row in enumerate(rows):
+        picture = folder / row["image"]
+        with tarfile.open(folder / "shards" / f"{row['split']}-{i // 6}.tar", "a") as tar:
+            tar.add(picture, picture.name)
+            text = tarfile.TarInfo(f"{picture.stem}.txt")
+            text.size = len(row["caption"].encode())
+            tar.addfile(text, io.BytesIO(row["caption"].encode()))
 
 
 def wall_config(folder: Path, out: Path, **changes) -> TrainConfig:

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
 from mmgpt.config import ModelConfig
-from mmgpt.data.loader import Loader
+from mmgpt.data.loader import Loader, told_as_data_error
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
@@ -170,9 +170,10 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         enable_model_summary=False,
     )
     try:
-        trainer.fit(module, loader, val_loader)
-        if checkpoints.saved_at < trainer.global_step:  # steps after the last multiple of val_every
-            trainer.validate(module, val_loader, verbose=False)
+        with told_as_data_error():  # here too: torch tells of a worker's death wherever this process is
+            trainer.fit(module, loader, val_loader)
+            if checkpoints.saved_at < trainer.global_step:  # steps after the last multiple of val_every
+                trainer.validate(module, val_loader, verbose=False)
     except SIGTERMException:  # its code is 0, as if the work were done
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed

@@ -3,30 +3,33 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
-from walls import train_until, wall_config, write_stream, write_walls
+from walls import train_until, wall_config, write_shards, write_stream, write_walls
 
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
 from mmgpt.errors import DataError, TrainingError, WriteError
 from mmgpt.run_config import TrainConfig
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.run import train
+from mmgpt.training.run import fit, read, train
 from mmgpt.training.state import read_values, save_state, states
 
 WAYS = {
     "by samples": {"batch_size": 4},
     "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2},  # with workers and Muon
-    "stream": {"batch_size": 4, "steps": 9},  # with workers
+    "stream": {"batch_size": None, "batch_tokens": 50, "accumulate": 2, "steps": 9},  # with workers
 }
 
 
@@ -215,11 +218,74 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["000000001"]
 
 
-def test_data_errors_keep_the_last_state(tmp_path):
-    """A shard that goes missing in the middle of an epoch stops the run; nothing that was learned is lost."""
-    config = a_state(tmp_path)
-    for path in (tmp_path / "walls").glob("*.png"):
-        path.unlink()
-    with pytest.raises(DataError):
-        train(dataclasses.replace(config, resume=True))
-    assert [path.name for path in states(tmp_path / "run")] == ["000000003"]
+class After(L.Callback):
+    """Something that happens in the middle of the second epoch, after its first step, which was validated."""
+
+    def __init__(self, happens: Callable[[MultimodalModule], object]):
+        self.happens = happens
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_) -> None:
+        if trainer.global_step == 4:
+            assert isinstance(pl_module, MultimodalModule)
+            self.happens(pl_module)
+
+
+def sharded(folder: Path, out: Path) -> TrainConfig:
+    config = wall_config(folder, out, epochs=3, batch_size=6, val_every=4, save_every=3)
+    config.data.format, config.data.path, config.data.workers = "webdataset", str(folder / "shards"), 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> tuple[Path, dict]:
+    """Walls in shards, and what an undisturbed run on them leaves."""
+    place = tmp_path_factory.mktemp("shards")
+    folder = write_walls(place / "walls", train=18, dev=4)
+    write_shards(folder)
+    train(sharded(folder, place / "run"))
+    return folder, left_by(place / "run")
+
+
+def test_a_shard_that_goes_missing_in_an_epoch_stops_the_run_which_goes_on_when_it_is_back(shards, tmp_path):
+    folder, undisturbed = shards
+    config, shard = sharded(folder, tmp_path), folder / "shards" / "train-1.tar"
+    away = shard.with_suffix(".away")
+    with pytest.raises(DataError, match=r"train-1\.tar: \d+\.txt: cannot be read: No such file or directory"):
+        fit(config, read(config), [After(lambda _: shard.rename(away))])
+    away.rename(shard)
+    assert_goes_on(config, undisturbed)
+
+
+def test_a_worker_that_is_killed_stops_the_run_which_goes_on_when_asked(shards, tmp_path):
+    folder, undisturbed = shards
+    config, before = sharded(folder, tmp_path), set(multiprocessing.active_children())
+
+    def kill(_: MultimodalModule) -> None:
+        workers = set(multiprocessing.active_children()) - before
+        assert workers
+        for worker in workers:
+            worker.kill()
+
+    with pytest.raises(DataError, match="a data worker died: "):
+        fit(config, read(config), [After(kill)])
+    assert_goes_on(config, undisturbed)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_which_goes_on_from_before_it(shards, tmp_path):
+    folder, undisturbed = shards
+    config = sharded(folder, tmp_path)
+    with pytest.raises(TrainingError, match=r"step 5: the gradient is not finite \(loss nan\)"):
+        fit(config, read(config), [After(lambda module: module.model.gpt.embedding.weight.data.fill_(torch.nan))])
+    assert_goes_on(config, undisturbed)
+
+
+def assert_goes_on(config: TrainConfig, undisturbed: dict) -> None:
+    """Whatever stopped a run after its fourth step, what it kept is whole and ends as if nothing had been."""
+    out = Path(config.out)
+    assert [path.name for path in states(out)] == ["000000003"]
+    for name in ("best", "last"):
+        model, _ = checkpoint.load(out / name)
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+        assert checkpoint.read_training(checkpoint.resolve(out / name))["steps"] == 4
+    train(dataclasses.replace(config, resume=True))
+    assert left_by(out) == undisturbed
