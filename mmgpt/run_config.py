@@ -157,7 +157,7 @@ class TrainConfig:
         sharded: Divide weights, gradients and optimizer among the processes (FSDP2), for models that do not fit one.
         resume: Go on from the state of this run in `out`, if there is one.
         augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
-        loggers: Besides metrics.csv: tensorboard, wandb (which must be installed).
+        loggers: Besides metrics.csv: tensorboard, wandb (extras of these names).
         train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
             (adapters, gpt.transformer, encoders.image, *.gated, ...). Encoders that are `frozen` stay so.
         lora: Train thin matrices beside layers instead of the layers, and what else `train` names.

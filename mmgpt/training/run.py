@@ -190,10 +190,15 @@ def _loggers(config: TrainConfig) -> list[Logger]:
         "tensorboard": lambda: TensorBoardLogger(config.out, name="", version="tensorboard"),
         "wandb": lambda: WandbLogger(save_dir=config.out, name=Path(config.out).name),
     }
-    try:
-        return [makers[name]() for name in config.loggers]
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"loggers: {', '.join(config.loggers)}: {error.name} is not installed; install it") from None
+    made = []
+    for name in config.loggers:
+        try:
+            made.append(makers[name]())
+        except ModuleNotFoundError:
+            raise ConfigError(
+                f"loggers: {name} is not installed; install the extra: uv sync --extra {name}, or pip install {name}"
+            ) from None
+    return made
 
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import csv
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import PIL.Image
 import pytest
 import torch
@@ -18,7 +20,7 @@ from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.run import augment_picture, load_data, make_model, make_tokenizer, precision, read, train
+from mmgpt.training.run import augment_picture, fit, load_data, make_model, make_tokenizer, precision, read, train
 
 
 def column(out: Path, name: str) -> list[float]:
@@ -180,6 +182,38 @@ def test_a_tokenizer_that_is_named_is_used_and_otherwise_one_is_trained(tmp_path
     own = Tokenizer.train(["something else"], 261)
     (tmp_path / "tokenizer.json").write_text(own.to_json())
     assert len(make_tokenizer(TrainConfig(data=DataConfig(tokenizer=str(tmp_path))), samples)) == len(own)
+
+
+class Kept(L.Callback):
+    """The types of what a step leaves, and its optimizer."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_) -> None:
+        self.optimizer = trainer.optimizers[0]
+        tensors = [tensor for values in self.optimizer.state.values() for tensor in values.values()]
+        weights = list(pl_module.parameters())
+        self.types = {one.dtype for one in (*tensors, *weights, *(weight.grad for weight in weights))}
+        self.loss = float(trainer.callback_metrics["loss"])
+
+
+def test_bf16_computes_in_it_and_keeps_weights_gradients_and_the_optimizer_in_float32(tmp_path):
+    folder, losses = write_walls(tmp_path / "data"), {}
+    for kind in ("32-true", "bf16-mixed"):
+        kept, config = Kept(), wall_config(folder, tmp_path / kind, steps=1, precision=kind)
+        fit(config, read(config), [kept])
+        assert kept.types == {torch.float32}
+        assert isinstance(kept.optimizer, torch.optim.AdamW)
+        assert all(group["fused"] for group in kept.optimizer.param_groups)
+        losses[kind] = kept.loss
+    assert losses["bf16-mixed"] != losses["32-true"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2**-7)  # a rounding of eight bits
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_told_by_its_name(tmp_path, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    config = wall_config(write_walls(tmp_path / "data"), tmp_path / "run", loggers=[name])
+    with pytest.raises(ConfigError, match=rf"^loggers: {name} is not installed; .* uv sync --extra {name}, or"):
+        train(config)
 
 
 def test_bf16_is_chosen_only_where_the_cpu_computes_in_it(monkeypatch):
