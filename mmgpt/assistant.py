@@ -246,7 +246,7 @@ class Assistant:
         """For each example that of its supervised tokens (tokens,); media that they share are encoded once."""
         batch = collate(examples).to(self.model.device)
         targets = batch.targets
-        places = zip(self.model.hidden(batch)[targets - 1].split(ROWS), batch.ids[targets].split(ROWS), strict=True)
+        places = zip(self.model.hidden(batch, targets - 1).split(ROWS), batch.ids[targets].split(ROWS), strict=True)
         chosen = torch.cat(
             [
                 self.model.gpt.head(hidden).float().log_softmax(1).gather(1, ids[:, None])[:, 0]  # rows

@@ -184,9 +184,9 @@ class MultimodalGPT(nn.Module):
         lengths = documents.numbers[place].bincount(minlength=len(documents)).tolist()
         return Media(torch.cat(features), torch.cat(index)[order], lengths, documents.positions[place])
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """The GPT's last hidden states (tokens, width)."""
-        return self.gpt.transform(self.embed(batch), Documents(batch.lengths), self.media(batch))
+    def hidden(self, batch: Batch, places: Tensor | None = None) -> Tensor:
+        """The GPT's last hidden states (tokens, width), or (places, width) of those tokens alone."""
+        return self.gpt.transform(self.embed(batch), Documents(batch.lengths), self.media(batch), places)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
@@ -216,7 +216,7 @@ class MultimodalGPT(nn.Module):
         if batch is None or targets is None or not self.config.answers:
             count = 0 if targets is None else len(targets)
             return Loss(also, count, also.new_zeros(count), pair)
-        hidden = self.hidden(batch)[targets - 1]  # targets, width
+        hidden = self.hidden(batch, targets - 1)  # targets, width
         weights, count = None, len(targets)
         if per == "document":
             numbers = batch.numbers[targets]

@@ -309,14 +309,15 @@ class Engine:
             if search.prefilling and search.features and not self.crossing:
                 self._splice(x[start : start + len(piece)], search)
             start += len(piece)
-        hidden = self.model.gpt.transform(x, layout, self._media([search for _, search, _ in parts]))
         wanted: list[int] = []
         for search, feed in feeds:
             if not search.prefilling:
                 wanted += [place for row in search.rows[: len(feed)] for place in places[row]]
             elif search.fed + len(feed[0]) == len(search.prompt):
                 wanted.append(places[search.rows[0]][-1])
-        return self.model.gpt.head(hidden[torch.tensor(wanted, device=device)])
+        at = torch.tensor(wanted, dtype=torch.long, device=device)
+        media = self._media([search for _, search, _ in parts])
+        return self.model.gpt.head(self.model.gpt.transform(x, layout, media, at))
 
     def _splice(self, x: Tensor, search: Search) -> None:
         """Put features of media over the slots in x (tokens, width), which begins at the prompt's token `fed`."""

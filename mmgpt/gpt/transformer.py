@@ -78,7 +78,10 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(self.head_width, eps=config.norm_eps) if config.qk_norm else None
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=config.out_bias)
 
-    def forward(self, x: Tensor, layout: Documents | Extension, rotary: Rotary | None) -> Tensor:
+    def forward(
+        self, x: Tensor, layout: Documents | Extension, rotary: Rotary | None, places: Tensor | None = None
+    ) -> Tensor:
+        """(tokens, width) -> (tokens, width), or of those at `places` alone."""
         qkv = self.qkv(x).view(len(x), -1, self.head_width)  # tokens, heads + 2 kv_heads, head_width
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -86,8 +89,10 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if isinstance(layout, Extension):
-            return self.out(layout.attend(self.layer, q, k, v, self.window).flatten(1))
-        return self.out(layout.attend(q, k, v, self.causal, self.window).flatten(1))
+            found = layout.attend(self.layer, q, k, v, self.window)
+        else:
+            found = layout.attend(q, k, v, self.causal, self.window)
+        return self.out(at(found, places).flatten(1))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -122,8 +127,15 @@ class MLP(nn.Module):
         return self.down(gelu_tanh(x) if self.activation == "gelu_tanh" else F.gelu(x))
 
 
+def at(x: Tensor, places: Tensor | None) -> Tensor:
+    """(tokens, ...) -> (places, ...), or all of it without any."""
+    return x if places is None else x.index_select(0, places)
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream: (tokens, width) in and out.
+
+    Given `places`, those tokens alone come out, and what is not seen by others is computed for them alone.
 
     Layers that attend to media do so between the two, or in a `GatedCross` before them.
     """
@@ -146,12 +158,15 @@ class Block(nn.Module):
         layout: Documents | Extension,
         rotary: Rotary | None = None,
         media: View | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         if self.gated is not None and media is not None:
             x = self.gated(x, media)
-        x = x + self._drop(self.attention(self.attention_norm(x), layout, rotary))
         if self.cross is not None and self.cross_norm is not None and media is not None:
-            x = x + self._drop(self.cross(self.cross_norm(x), media))
+            x = x + self._drop(self.attention(self.attention_norm(x), layout, rotary))
+            x = at(x + self._drop(self.cross(self.cross_norm(x), media)), places)
+        else:
+            x = at(x, places) + self._drop(self.attention(self.attention_norm(x), layout, rotary, places))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -206,14 +221,21 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Tensor:
-        """(tokens, width) -> (tokens, width). In an Extension, documents continue what the rows of its cache hold."""
-        for state in self.states(x, layout, media):
+    def forward(
+        self, x: Tensor, layout: Documents | Extension, media: Media | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """(tokens, width) -> (tokens, width), or of those at `places` alone.
+
+        In an Extension, documents continue what the rows of its cache hold.
+        """
+        for state in self.states(x, layout, media, places):
             x = state
         return x
 
-    def states(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Iterator[Tensor]:
-        """The residual stream with positions, then after each block; the last one after the final norm."""
+    def states(
+        self, x: Tensor, layout: Documents | Extension, media: Media | None = None, places: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The residual stream with positions, then after each block; the last one after the final norm, at `places`."""
         layout = layout.to(x.device)
         if layout.longest > self.config.context:
             raise ConfigError(
@@ -242,7 +264,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             yield x
             step = partial(checkpoint, block, use_reentrant=False) if again else block
-            x = step(x, layout, rotary, seen)
+            x = step(x, layout, rotary, seen, places if block is self.blocks[-1] else None)
         if isinstance(layout, Extension):
             layout.close()
         yield self.norm(x)
@@ -329,15 +351,21 @@ class GPT(nn.Module):
         """Token ids (tokens,) -> (tokens, width), as yet without positions."""
         return self.embedding(ids)
 
-    def transform(self, x: Tensor, layout: Documents | Extension, media: Media | None = None) -> Tensor:
-        """Blocks and final norm: (tokens, width) -> (tokens, width). Raises ConfigError beyond the context.
+    def transform(
+        self, x: Tensor, layout: Documents | Extension, media: Media | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        """Blocks and final norm: (tokens, width) -> (tokens, width), or (places, width).
+
+        The last block computes what is asked for alone: of a picture and its caption, the keys and values of the
+        picture, and all of the caption. Raises ConfigError beyond the context.
 
         Args:
             x: Embeddings of all documents, one after another.
             layout: Where documents begin and end; `cache.extend(...)` for documents that go on from a cache.
             media: What the documents' layers may look at, where the configuration has cross-attention.
+            places: Numbers of the tokens whose hidden states are asked for; all of them if None.
         """
-        return self.transformer(x, layout, media)
+        return self.transformer(x, layout, media, places)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final hidden states (..., width) -> logits (..., vocabulary)."""

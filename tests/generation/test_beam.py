@@ -23,7 +23,7 @@ def ask(model, tokenizer, processor, monkeypatch):
             for after, value in row.items():
                 rows = [token for token in range(size) if token not in table] if before is None else [before]
                 logits[rows, end if after == END else after] = value
-        monkeypatch.setattr(model.gpt, "transform", lambda x, layout, media=None: (x, layout.close())[0])
+        monkeypatch.setattr(model.gpt, "transform", lambda x, layout, media, at: (x[at], layout.close())[0])
         monkeypatch.setattr(model.gpt, "embed", lambda ids: torch.eye(size)[ids])
         monkeypatch.setattr(model.gpt, "head", lambda hidden: hidden @ logits)
         example = processor.encode_prompt([Message.of("user", "x")])

@@ -229,7 +229,7 @@ def test_lookup_needs_fewer_passes_and_changes_nothing(model, tokenizer, process
     following[torch.arange(size), (torch.arange(size) - 65 + 1) % 5 + 65] = 1.0
     monkeypatch.setattr(model.gpt, "embed", lambda ids: torch.eye(size)[ids])
     monkeypatch.setattr(
-        model.gpt, "transform", lambda x, layout, media=None: clock.fed.append(len(x)) or (x, layout.close())[0]
+        model.gpt, "transform", lambda x, layout, media, at: clock.fed.append(len(x)) or (x[at], layout.close())[0]
     )
     monkeypatch.setattr(model.gpt, "head", lambda x: x @ following)
     example = prompt(processor, "x")

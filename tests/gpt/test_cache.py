@@ -88,6 +88,18 @@ def goes_on(gpt: GPT, cache, rows: dict[int, Tensor], steps: int = 3) -> None:
 
 
 @torch.no_grad()
+def test_places_that_are_asked_for_alone_leave_the_cache_as_all_of_them_do():
+    gpt, ids = small(), random_ids(2, 30)
+    caches, out = [gpt.cache(rows=2, capacity=CONTEXT) for _ in range(2)], []
+    for cache, places in zip(caches, (None, torch.tensor([11, 3])), strict=True):
+        x = gpt.embed(torch.cat([ids[0, :4], ids[1, :8]]))
+        hidden = gpt.transform(x, cache.extend([4, 8]), None, places)
+        out.append(hidden if places is not None else hidden[[11, 3]])
+        goes_on(gpt, cache, {0: ids[0], 1: ids[1]})
+    torch.testing.assert_close(out[0], out[1], rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
 def test_some_rows_go_on_while_others_wait():
     gpt = small()
     ids = random_ids(4, 30)

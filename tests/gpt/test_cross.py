@@ -60,6 +60,17 @@ def full(gpt: GPT, documents: list[Tensor], features: Tensor, seen: list[Seen]) 
     return gpt.head(gpt.transform(x, Documents([len(ids) for ids in documents]), media(features, seen)))
 
 
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(CONFIGS, DOCUMENTS, st.data())
+def test_places_that_are_asked_for_alone_are_those_of_all(config: GPTConfig, documents, data):
+    gpt, features = model(config), numbers(FEATURES, WIDTH)
+    lengths, seen = [length for length, _ in documents], [pairs for _, pairs in documents]
+    x, looked = gpt.embed(some_ids(sum(lengths))), media(features, seen)
+    places = torch.tensor(data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=9)), dtype=torch.long)
+    every = gpt.transform(x, Documents(lengths), looked)
+    torch.testing.assert_close(gpt.transform(x, Documents(lengths), looked, places), every[places], **CLOSE)
+
+
 def plain_cross(cross, x: Tensor, features: Tensor, seen: Seen) -> Tensor:
     """Cross-attention of one document's tokens by its definition: token by token, head by head."""
     q = cross.q(x)

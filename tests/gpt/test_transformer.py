@@ -79,6 +79,29 @@ def test_packed_documents_have_the_loss_and_gradients_of_each_alone(config: GPTC
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(CONFIGS, st.lists(st.integers(1, 20), min_size=1, max_size=5), st.data())
+def test_places_that_are_asked_for_alone_are_those_of_all_and_so_are_their_gradients(config, lengths, data):
+    gpt, total = model(config), sum(lengths)
+    places = torch.tensor(data.draw(st.lists(st.integers(0, total - 1), max_size=total)), dtype=torch.long)
+    x = gpt.embed(torch.cat(texts(lengths)))
+    every, asked = gpt.transform(x, Documents(lengths))[places], gpt.transform(x, Documents(lengths), None, places)
+    torch.testing.assert_close(asked, every, rtol=1e-12, atol=1e-12)
+    parameters = list(gpt.transformer.parameters())
+    found = [torch.autograd.grad(one.square().sum(), parameters, retain_graph=True) for one in (asked, every)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_of_places_that_are_not_asked_for_the_last_block_computes_keys_and_values_alone():
+    gpt, rows = model(config()), []
+    for block in gpt.transformer.blocks:
+        for layer in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
+            layer.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    gpt.transform(gpt.embed(torch.cat(texts([9, 11]))), Documents([9, 11]), None, torch.tensor([8, 19]))
+    assert rows == [20] * 8 + [20, 2, 2, 2]
+
+
 @pytest.mark.parametrize("position", ["rotary", "learned", "sinusoidal"])
 def test_ragged_documents_in_float32_differ_from_lone_ones_by_rounding_only(position: str):
     gpt = model(config(position), torch.float32)
