@@ -6,11 +6,13 @@
 Random float32 weights, the same on both sides: before anything is timed, both must have the same loss. Both sides run
 in turn, so that a busy machine is busy for both; printed is the median of the paired ratios, and the least and the
 greatest. A step is forward, backward and fused AdamW on both sides. Same work on both sides unless the line says "less
-work".
+work". Under each line are our rates, the share of the speed of a large matrix product at which our step's products run,
+and the ratio of the peer's operations in products to ours: what would be won if both ran at one speed.
 """
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +23,7 @@ from bench import Bench, begin, parser, print_peak, print_peaks, seconds
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -222,21 +225,33 @@ class Both:
 
 
 def compare(
-    bench: Bench, what: str, ours: Callable[[], None], theirs: Callable[[], None], supervised: int = 0
-) -> float:
-    """One line of the table, of steps of each side. Returns our median time."""
-    ours(), theirs()  # warm both up
-    end = f", {supervised} supervised tokens" if supervised else ""
-    return bench.line(what, lambda: seconds(ours), lambda: seconds(theirs), end=end)
+    bench: Bench, what: str, ours: Callable[[], None], theirs: Callable[[], None], samples: int, supervised: int
+) -> None:
+    """One line of the table, of steps of each side, and one of rates."""
+    mine, other = operations(ours), operations(theirs)  # which warms both up
+    step = bench.line(what, lambda: seconds(ours), lambda: seconds(theirs))
+    print(
+        f"{'':20} {samples / step:.1f} samples/s, {supervised / step:.0f} supervised tokens/s, "
+        f"{mine / step / gemm_peak():.0%} of the peak, {other / mine:.2f} times our operations",
+        flush=True,
+    )
 
 
-def steps(bench: Bench, what: str, both: Both) -> float:
+def steps(bench: Bench, what: str, both: Both) -> None:
     """As compare; the losses of both sides must be equal."""
     with torch.no_grad():
         mine, other = float(both.loss()), float(both.their_loss())
     if abs(mine - other) > 1e-4 * other:
         raise SystemExit(f"{what}: the losses differ, {mine} and {other}")
-    return compare(bench, what, both.step, both.their_step, both.supervised)
+    compare(bench, what, both.step, both.their_step, both.rows, both.supervised)
+
+
+def operations(work: Callable[[], None]) -> int:
+    """Floating-point operations in matrix products and convolutions of a step; those of attention are left out."""
+    unknown = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}  # of shapes
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def gemm_peak() -> float:
@@ -245,21 +260,10 @@ def gemm_peak() -> float:
     return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(9))
 
 
-def utilisation(both: Both, step: float) -> float:
-    """Share of the peak that the matrix products of a step need: 6 operations a weight and token it is applied to."""
-    ours = both.ours
-    encoder = sum(p.numel() for p in ours.encoders.parameters() if p.ndim == 2)
-    blocks = sum(p.numel() for p in ours.gpt.transformer.parameters() if p.ndim == 2)
-    head = ours.gpt.embedding.weight.numel()
-    pictures = both.rows * (ours.encoders["image"].grid().count + 1)
-    return 6 * (encoder * pictures + blocks * len(both.batch.ids) + head * both.supervised) / step / gemm_peak()
-
-
 def part_prefix(bench: Bench) -> None:
     for shape in SHAPES:
         both = Both(shape, bench.folder / f"prefix {shape}")
-        step = steps(bench, f"{shape}, {both.rows} pictures before their captions", both)
-        print(f"{'':66} {utilisation(both, step):5.0%} of the peak of matrix products")
+        steps(bench, f"{shape}, {both.rows} pictures before their captions", both)
 
 
 def part_cross(bench: Bench) -> None:
@@ -272,23 +276,22 @@ def part_few(bench: Bench) -> None:
     """A quarter of the tokens, by pixel shuffle, against VisionEncoderDecoder with all of them."""
     shape = "ViT-S + GPT-2"
     theirs = Both(shape, bench.folder / f"cross {shape}", cross=True)
-    ours = Both(shape, bench.folder / f"prefix {shape}")
-    config = ours.ours.config
-    small = MultimodalGPT(ModelConfig(config.gpt, config.image, adapters={"image": AdapterConfig("pixel_shuffle")}))
-    grid = ours.ours.encoders["image"].grid()
-    slots = grid.count // 4
-    examples = []
-    for item, text in zip(ours.batch.media["image"].inputs, ours.ids, strict=True):
-        medium = MediaInput("image", item.data, grid, slots, slots)
-        words = text[text > 0].tolist()
-        examples.append(Example([0] * slots + words, [False] * slots + [True] * len(words), [(0, medium)]))
-    ours.ours, ours.batch = small.train(), collate(examples)
-    compare(
-        bench,
-        "ViT-S + GPT-2, 49 tokens a picture against 197 by cross-attention (less work)",
-        ours.step,
-        theirs.their_step,
-    )
+    for cross in (False, True):
+        ours = Both(shape, bench.folder / f"{'cross' if cross else 'prefix'} {shape}", cross=cross)
+        image = replace(ours.ours.config.image, prefix=False)  # 14 x 14 without the class token
+        adapters = {"image": AdapterConfig("pixel_shuffle")}
+        ours.ours = MultimodalGPT(ModelConfig(ours.ours.config.gpt, image, adapters=adapters)).train()
+        grid = ours.ours.encoders["image"].grid()
+        features = grid.count // 4
+        slots = 0 if cross else features
+        examples = []
+        for picture, text in zip(ours.pictures, ours.texts, strict=True):
+            medium = MediaInput("image", picture, grid, features, slots)
+            examples.append(Example([0] * slots + text, [False] * slots + [True] * len(text), [(0, medium)]))
+        ours.batch = collate(examples)
+        how = "by cross-attention" if cross else "before the text"
+        what = f"{shape}, 49 tokens a picture {how} against 197 by cross-attention (less work)"
+        compare(bench, what, ours.step, theirs.their_step, ours.rows, ours.supervised)
 
 
 def part_align(bench: Bench) -> None:
@@ -338,7 +341,14 @@ def part_packed(bench: Bench) -> None:
 
         with torch.no_grad():
             assert abs(packed() - pads()) < 1e-4 * pads()
-        compare(bench, f"packed against padded, {what}", lambda p=packed: step(p), lambda p=pads: step(p), sum(lengths))
+        compare(
+            bench,
+            f"packed against padded, {what}",
+            lambda p=packed: step(p),
+            lambda p=pads: step(p),
+            len(lengths),
+            sum(lengths),
+        )
 
 
 def part_growth(bench: Bench) -> None:
