@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgpt.errors import ConfigError
-from mmgpt.gpt.transformer import GPT
+from mmgpt.gpt.transformer import GPT, replace_linear
 
 ROWS = 8  # of activations that oneDNN packs for; with other numbers of them it is as fast to a few per cent
 
@@ -70,12 +70,7 @@ def pack(gpt: GPT) -> GPT:
                 module.weight.data = module.weight.data.t().contiguous().t()
         return gpt
     head = PackedLinear(weight, saved=False) if gpt.lm_head is None else PackedLinear(gpt.lm_head.weight)
-    for module in list(gpt.transformer.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-    gpt.lm_head = head  # pyright: ignore
-    return gpt.eval()
+    return replace_linear(gpt, PackedLinear, head)
 
 
 def _packs(dtype: torch.dtype) -> bool:

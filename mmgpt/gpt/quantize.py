@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgpt.errors import ConfigError
-from mmgpt.gpt.transformer import GPT
+from mmgpt.gpt.transformer import GPT, replace_linear
 
 # Without VNNI, fbgemm adds two products in 16 bits, where two of 255 x 127 saturate without a word. One side has to do
 # with seven bits: the weights, since activations have the outliers. 2 x 255 x 64 fits.
@@ -73,9 +73,4 @@ def quantize_int8(gpt: GPT) -> GPT:
     A head tied to the embedding becomes a copy in int8; the embedding itself stays float. Raises ConfigError.
     """
     head = Int8Linear(gpt.embedding.weight if gpt.lm_head is None else gpt.lm_head.weight)
-    for module in list(gpt.transformer.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child.weight, child.bias))
-    gpt.lm_head = head  # pyright: ignore
-    return gpt.eval()
+    return replace_linear(gpt, Int8Linear, head)

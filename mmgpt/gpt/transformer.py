@@ -5,7 +5,7 @@ attention alone does, through its layout: `Documents`, or the `Extension` of a c
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -410,3 +410,16 @@ class GPT(nn.Module):
         """An empty cache of this model's type and device; `media` tokens to look at for each row."""
         weight = self.embedding.weight
         return Cache(self.config, rows, capacity, media, weight.dtype, weight.device)
+
+
+def replace_linear(gpt: GPT, make: Callable[[Tensor, Tensor | None], nn.Module], head: nn.Module) -> GPT:
+    """Put what `make` makes of weight and bias in the place of each linear layer of the blocks; for inference.
+
+    The head is made by the caller, before anything is changed: what cannot be made leaves the GPT as it was.
+    """
+    for module in list(gpt.transformer.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, make(child.weight, child.bias))
+    gpt.lm_head = head  # pyright: ignore
+    return gpt.eval()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from small import CONFIGS, ids, model, random
+from torch import nn
 from torch.nn import functional as F
 
 from mmgpt import checkpoint
-from mmgpt.config import GPTConfig
 from mmgpt.content import Message
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Decoding, Engine
@@ -18,14 +18,6 @@ from mmgpt.gpt import GPT
 from mmgpt.gpt.packed import PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
-
-VOCABULARY = 97
-CONFIGS = [
-    GPTConfig(VOCABULARY, width=32, layers=2, heads=4, context=64),
-    GPTConfig(VOCABULARY, width=32, layers=2, heads=4, context=64, tied_head=False, kv_heads=2),
-    GPTConfig(VOCABULARY, width=32, layers=2, heads=4, context=64, position="learned", norm="layer",
-              activation="gelu_tanh", qkv_bias=True, out_bias=True, mlp_bias=True),
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -35,23 +27,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def model(config: GPTConfig) -> GPT:
-    torch.manual_seed(0)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return gpt
-
-
-def ids(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

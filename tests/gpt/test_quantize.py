@@ -4,52 +4,21 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from small import CONFIGS, VOCABULARY, config, ids, model, random
+from torch import nn
 from torch.nn import functional as F
 
-from mmgpt.config import GPTConfig
 from mmgpt.content import Message
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Decoding, Engine
-from mmgpt.gpt import GPT, Documents
+from mmgpt.gpt import Documents
 from mmgpt.gpt.quantize import Int8Linear, quantize_int8
 
 pytestmark = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="needs an x86 CPU")
 
-VOCABULARY = 97
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 def layer(inputs: int, outputs: int, bias: bool = True) -> Int8Linear:
     return Int8Linear(random(outputs, inputs, seed=1), random(outputs, seed=2) if bias else None)
-
-
-def config(**fields) -> GPTConfig:
-    return GPTConfig(**{"vocab_size": VOCABULARY, "width": 32, "layers": 3, "heads": 4, "context": 64, **fields})
-
-
-CONFIGS = [
-    config(tied_head=True),
-    config(tied_head=False, kv_heads=2),
-    config(position="learned", norm="layer", activation="gelu_tanh", qkv_bias=True, out_bias=True, mlp_bias=True),
-]
-
-
-def model(config: GPTConfig) -> GPT:
-    """Weights large enough that every part of the network matters."""
-    torch.manual_seed(0)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return gpt
-
-
-def ids(*shape: int) -> Tensor:
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(3))
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
