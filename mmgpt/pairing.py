@@ -46,8 +46,7 @@ class Pairing(nn.Module):
             raise ConfigError(f"pair.loss: {config.loss!r} is none of clip, siglip")
         if not widths:
             raise ConfigError("pair: needs something to pair texts with; configure model.image or model.audio")
-        if config.weight <= 0 or config.caption < 0:
-            raise ConfigError(f"pair: weight must be above 0, caption from 0 on; not {config.weight}, {config.caption}")
+        check_weights(config)
         if config.text.context < longest:
             raise ConfigError(f"pair.text.context: {config.text.context}, less than gpt.context of {longest}")
         self.text = TextEncoder(replace(config.text, vocab_size=vocabulary))
@@ -109,6 +108,12 @@ class Pairing(nn.Module):
         grids = [batch.media[modality].inputs[place].grid for place in places]
         lengths = torch.tensor([grid.count for grid in grids], device=self.log_scale.device)
         return self.media(modality, tokens[modality][places], lengths)
+
+
+def check_weights(config: PairConfig) -> None:
+    """Raises ConfigError for weights of the losses by which nothing can be learned."""
+    if config.weight <= 0 or config.caption < 0:
+        raise ConfigError(f"pair: weight must be above 0, caption from 0 on; not {config.weight}, {config.caption}")
 
 
 class Head(nn.Module):

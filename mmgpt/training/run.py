@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmgpt import checkpoint
-from mmgpt.config import ModelConfig
+from mmgpt.config import ModelConfig, PairConfig
 from mmgpt.data.loader import Loader, told_as_data_error
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import limited, read_samples
@@ -31,6 +31,7 @@ from mmgpt.data.world import World
 from mmgpt.distributed import gathered
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
+from mmgpt.pairing import check_weights
 from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
 from mmgpt.run_config import DataConfig, Precision, TrainConfig
@@ -265,7 +266,7 @@ def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence
 
 def model_config(config: TrainConfig) -> ModelConfig:
     """Of the model to train: the configuration's own, or that of `init`."""
-    return config.model if config.init is None else checkpoint.read_config(config.init)
+    return config.model if config.init is None else _weighed(checkpoint.read_config(config.init), config)
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
@@ -273,10 +274,18 @@ def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
     if config.init is None:
         return MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=len(tokenizer))))
     model, _ = checkpoint.load(config.init)
+    _weighed(model.config, config)
     for encoder in (model.config.image, model.config.audio):
         if encoder is not None:
             encoder.frozen = False
     return model.requires_grad_(True).train()
+
+
+def _weighed(model: ModelConfig, config: TrainConfig) -> ModelConfig:
+    """The configuration of `init` itself, with the weights of its losses set anew where the run gives any."""
+    if model.pair is not None and config.model.pair is not None:
+        model.pair.weight, model.pair.caption = config.model.pair.weight, config.model.pair.caption
+    return model
 
 
 def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
@@ -286,9 +295,7 @@ def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
     """
     data, weights = config.data, config.model.gpt.weights
     if config.init is not None:
-        for field, new in (("model", config.model != ModelConfig()), ("data.tokenizer", data.tokenizer is not None)):
-            if new:
-                raise ConfigError(f"{field}: init ({config.init}) has its own; leave out one of the two")
+        _check_beside_init(config, config.init)
         return checkpoint.load_tokenizer(config.init)
     if data.tokenizer:
         return Tokenizer.load(data.tokenizer)
@@ -297,6 +304,18 @@ def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
     some = islice(samples, TOKENIZED[data.format]) if data.format in TOKENIZED else samples
     texts = (text for sample in some for text in sample.texts())
     return Tokenizer.train(texts, data.vocab_size)
+
+
+def _check_beside_init(config: TrainConfig, init: str) -> None:
+    pair = config.model.pair
+    weights = ModelConfig(pair=pair and PairConfig(weight=pair.weight, caption=pair.caption))
+    for field, new in (("model", config.model != weights), ("data.tokenizer", config.data.tokenizer is not None)):
+        if new:
+            raise ConfigError(f"{field}: init ({init}) has its own; leave out one of the two")
+    if pair is not None:
+        check_weights(pair)
+        if checkpoint.read_config(init).pair is None:
+            raise ConfigError(f"model.pair: init ({init}) does not pair media with texts; leave it out")
 
 
 def precision(wish: Precision) -> Literal["32-true", "bf16-mixed"]:

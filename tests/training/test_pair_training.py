@@ -6,9 +6,11 @@ from walls import COLOURS, colour_of, wall_config, write_walls
 
 import mmgpt
 from mmgpt import checkpoint
+from mmgpt.cli.train import parse
 from mmgpt.config import GPTConfig, PairConfig
+from mmgpt.errors import ConfigError
 from mmgpt.training.report import finish, read_curve
-from mmgpt.training.run import train
+from mmgpt.training.run import make_tokenizer, model_config, train
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,47 @@ def test_the_validation_loss_is_that_of_the_pairs_too(folder, tmp_path):
     assert [row["val_loss"] for row in read_curve(done.out) if "val_loss" in row][-1] == pytest.approx(
         expected, rel=1e-3, abs=1e-6
     )
+
+
+@pytest.fixture(scope="module")
+def paired(folder, tmp_path_factory):
+    """A run that has learned to pair walls with their colours, and nothing else."""
+    return run(folder, tmp_path_factory.mktemp("paired") / "run", caption=0.0)
+
+
+def captioning(folder, paired, out, *options):
+    """What goes on from there to captions."""
+    done, _ = paired
+    given = ["--init", str(done.out), "--model.pair.caption", "1", "--data.format", "captions", "--data.path"]
+    more = ["--out", str(out), "--batch_size", "9", "--precision", "32-true", "--optimizer.learning_rate", "5e-3"]
+    return parse([*given, str(folder), *more, *options])
+
+
+def test_what_has_learned_pairs_alone_goes_on_to_captions(folder, paired, tmp_path):
+    config = captioning(folder, paired, tmp_path / "run", "--epochs", "60", "--val_every", "60")
+    done = train(config)
+    model = mmgpt.load(done.out, device="cpu")
+    assert model.caption([folder / f"{i}.png" for i in range(9)]) == [f"{colour_of(i)} wall" for i in range(9)]
+    assert model.model.config == model_config(config)
+    assert model.model.config.pair is not None
+    assert model.model.config.pair.width == 16  # as it was
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model.pair.loss", "siglip"], "model: init .* has its own; leave out one of the two"),
+        (["--model.gpt.width", "32"], "model: init .* has its own; leave out one of the two"),
+        (["--model.pair.caption", "-1"], "caption from 0 on"),
+        (["--model.pair.weight", "0"], "weight must be above 0"),
+    ],
+)
+def test_beside_init_the_weights_of_the_losses_alone_are_set_anew(folder, paired, tmp_path, options, told):
+    with pytest.raises(ConfigError, match=told):
+        make_tokenizer(captioning(folder, paired, tmp_path, *options), [])
+
+
+def test_weights_of_pairs_are_refused_where_init_does_not_pair(learned):
+    config = parse(["--init", str(learned.run.out), "--model.pair.caption", "1"])
+    with pytest.raises(ConfigError, match=r"model\.pair: init .* does not pair media with texts"):
+        make_tokenizer(config, [])
