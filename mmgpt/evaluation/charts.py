@@ -61,8 +61,9 @@ def score_bar(
     control: float | None = None,
     goal: float | None = None,
     chance: float | None = None,
+    before: float | None = None,
 ) -> str:
-    """A bar from 0 to `full`: the score with its interval, the control under it, goal and chance as lines across."""
+    """A bar from 0 to `full`: the score with its interval, the control under it, lines across for the others."""
 
     def at(value: float) -> str:
         return f"{100 * min(max(value / full, 0), 1):.2f}%"
@@ -75,7 +76,7 @@ def score_bar(
         low, high = map(at, interval)
         marks += f'<g class="interval"><line x1="{low}" x2="{high}" y1="9" y2="9"/>'
         marks += "".join(f'<line x1="{x}" x2="{x}" y1="6" y2="12"/>' for x in (low, high)) + "</g>"
-    for kind, value in (("goal", goal), ("chance", chance)):
+    for kind, value in (("goal", goal), ("chance", chance), ("before", before)):
         if value is not None:
             marks += f'<line class="{kind}" x1="{at(value)}" x2="{at(value)}" y1="0" y2="27"/>'
     return f'<svg class="bar" height="27" role="img" aria-label="{escape(label)}">{marks}</svg>'

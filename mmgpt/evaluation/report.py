@@ -44,6 +44,7 @@ class TaskScore:
         groups: Score and number of samples of each sub-group (seen, new combinations).
         goal: What the run is meant to reach.
         chance: What guessing reaches.
+        before: What the model reached before it was trained on.
         lower_is_better: True for error rates.
     """
 
@@ -58,6 +59,7 @@ class TaskScore:
     groups: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     goal: float | None = None
     chance: float | None = None
+    before: float | None = None
     lower_is_better: bool = False
 
     @property
@@ -173,7 +175,12 @@ def write_page(path: str | Path, title: str, body: str, style: str = "") -> None
 
 
 def _table(scores: Sequence[TaskScore]) -> str:
-    marks = {"control": "same questions, media shuffled", "goal": "goal", "chance": "chance"}
+    marks = {
+        "control": "same questions, media shuffled",
+        "goal": "goal",
+        "chance": "chance",
+        "before": "before this training",
+    }
     interval = any(score.interval is not None for score in scores)
     key = f'<li class="score">score{", with 95&nbsp;% interval" if interval else ""}</li>' + "".join(
         f'<li class="{name}">{text}</li>'
@@ -189,7 +196,7 @@ def _table(scores: Sequence[TaskScore]) -> str:
 
 
 def _row(score: TaskScore) -> str:
-    beside = (score.control, score.goal, score.chance, *(score.interval or ()))
+    beside = (score.control, score.goal, score.chance, score.before, *(score.interval or ()))
     values = [score.score, *(value for value in beside if value is not None)]
     told = [f"{score.task}: {score.shown(score.score)}"]
     details = []
@@ -204,6 +211,9 @@ def _row(score: TaskScore) -> str:
         details.append(f"{limit} {score.times * score.goal:g}: {'✓ reached' if score.reached else '✗ missed'}")
     if score.chance is not None:
         told.append(f"chance {score.shown(score.chance)}")
+    if score.before is not None:
+        told.append(f"before this training {score.shown(score.before)}")
+        details.append(f"before: {score.number(score.before)}")
     bar = score_bar(
         score.score,
         full=max(1.0, *values),
@@ -212,6 +222,7 @@ def _row(score: TaskScore) -> str:
         control=score.control,
         goal=score.goal,
         chance=score.chance,
+        before=score.before,
     )
     groups = "".join(
         f"<li>{escape(name)} <b>{score.shown(value)}</b> <span>of {n:,}</span></li>"

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,11 +67,34 @@ def rank(similarity: Tensor, match: Tensor) -> Retrieval:
 
 
 def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[TaskScore], list[str]]:
-    """R@1, R@5, R@10 and median rank both ways over all samples, chance beside them; and why samples were lost.
+    """What a model that pairs finds among all samples, chance beside it; and why samples were lost.
+
+    R@1, R@5, R@10 and the median rank both ways; of samples to classify, whose texts are classes, how often that of a
+    medium is the nearest of all that the samples have, or one of the nearest five: zero-shot classification, where the
+    model has not learned them.
 
     A pair is a sample's only medium and one of its answers, as in training; samples with several media, or none, are
     left out. Equal texts are one text, and equal media one medium. Without any pair there is no score.
     """
+    classes = [sample for sample in samples if sample.task == "classify"]
+    others = [sample for sample in samples if sample.task != "classify"]
+    scores, broken = [], []
+    for some in (others, classes):
+        found, lost = _compare(assistant, some)
+        broken += lost
+        if found is None:
+            continue
+        similarity, match = found
+        if some is classes:
+            scores += _recalls("find the class", rank(similarity, match), {1: "accuracy", 5: "top-5 accuracy"})
+            continue
+        for task, way in (("find the text", rank(similarity, match)), ("find the medium", rank(similarity.T, match.T))):
+            scores += [*_recalls(task, way, {depth: f"R@{depth}" for depth in DEPTHS}), _median(task, way)]
+    return scores, broken
+
+
+def _compare(assistant: Assistant, samples: Sequence[Sample]) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
+    """Similarity (media, texts) of the samples' media and texts, and which of them are pairs; None without any."""
     vectors: dict[bytes, Tensor] = {}
     waiting: dict[bytes, MediaInput] = {}
     right: set[tuple[bytes, str]] = set()
@@ -93,14 +116,12 @@ def retrieve(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[Task
             waiting = {}
     vectors |= _vectors(assistant, waiting)
     if not right:
-        return [], broken
+        return None, broken
     texts = sorted({text for _, text in right})
     groups = [texts[start : start + GROUP] for start in range(0, len(texts), GROUP)]
     said = torch.cat([assistant.embed([Text(text) for text in group]) for group in groups])  # texts, width
     similarity = (torch.stack([*vectors.values()]) @ said.T).cpu()  # media, texts
-    match = matches(right, vectors, texts)
-    ways = {"find the text": rank(similarity, match), "find the medium": rank(similarity.T, match.T)}
-    return [score for task, way in ways.items() for score in _scores(task, way)], broken
+    return (similarity, matches(right, vectors, texts)), broken
 
 
 @torch.inference_mode()
@@ -111,14 +132,20 @@ def _vectors(assistant: Assistant, media: dict[bytes, MediaInput]) -> dict[bytes
     return dict(zip(media, assistant.model.media_vectors(inputs), strict=True))
 
 
-def _scores(task: str, way: Retrieval) -> list[TaskScore]:
+def _recalls(task: str, way: Retrieval, names: Mapping[int, str]) -> list[TaskScore]:
+    """Recall at those of the depths, by what it is called there, that leave something out."""
     n = len(way.ranks)
     scores = []
-    for depth in (depth for depth in DEPTHS if depth < way.items):
-        recall = way.recall(depth)
-        own = wilson(round(recall * n), n)
-        scores.append(TaskScore(task, recall, n, metric=f"R@{depth}", interval=own, chance=way.chance(depth)))
+    for depth, name in names.items():
+        if depth < way.items:
+            recall = way.recall(depth)
+            own = wilson(round(recall * n), n)
+            scores.append(TaskScore(task, recall, n, metric=name, interval=own, chance=way.chance(depth)))
+    return scores
+
+
+def _median(task: str, way: Retrieval) -> TaskScore:
     # As a share of all, which, shown in percent as scores are, is small where a right one comes soon.
     median, chance = way.median() / way.items, way.chance_median() / way.items
     name = f"median rank, as a share of {way.items:,}"
-    return [*scores, TaskScore(task, median, n, metric=name, chance=chance, lower_is_better=True)]
+    return TaskScore(task, median, len(way.ranks), metric=name, chance=chance, lower_is_better=True)

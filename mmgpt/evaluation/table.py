@@ -15,19 +15,20 @@ def print_scores(scores: Sequence[TaskScore], broken: Sequence[str], listed: str
     console = Console()
     groups = list(dict.fromkeys(name for score in scores for name in score.groups))
     table = Table("task", box=None, pad_edge=False)
-    chances = ["chance"] if any(score.chance is not None for score in scores) else []
-    for column in ("score", "95 %", "shuffled", *chances, "goal", "n", *groups):
+    told = [name for name in ("before", "chance") if any(getattr(score, name) is not None for score in scores)]
+    for column in ("score", "95 %", "shuffled", *told, "goal", "n", *groups):
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
         low_high = "" if score.interval is None else "–".join(score.number(end, 0) for end in score.interval)
         control = "" if score.control is None else score.shown(score.control)
-        chance = [] if not chances else ["" if score.chance is None else score.shown(score.chance)]
+        beside = [getattr(score, name) for name in told]
+        more = ["" if value is None else score.shown(value) for value in beside]
         goal = "" if score.goal is None else score.shown(score.goal)
         own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
         colour = {True: "green", False: "red", None: "default"}[score.reached]
         table.add_row(
-            name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, *chance, goal, str(score.n), *own
+            name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, *more, goal, str(score.n), *own
         )
     console.print()
     console.print(table)

@@ -30,7 +30,8 @@ def finish(
 ) -> Evaluation:
     """Evaluate OUT/best on the samples (default: those it validated on) and leave OUT/report.html with its scores.
 
-    Those are of its answers, where it was trained to give any, and of retrieval, where it pairs media with texts.
+    Those are of its answers, where it was trained to give any, and of retrieval, where it pairs media with texts; then
+    beside what the model of `init` reaches, so that one sees whether it was kept.
     """
     judge: Judge | None = score_answer if config.data.format == "world" else None
     assistant = load(run.out / "best")
@@ -39,6 +40,9 @@ def finish(
     evaluation = evaluate(assistant, asked, Decoding(max_new_tokens=48, beams=config.beams), judge=judge)
     if assistant.model.pair is not None:
         found, lost = retrieve(assistant, samples)
+        if config.init is not None:
+            before, _ = retrieve(load(config.init), samples)
+            found = [dataclasses.replace(own, before=other.score) for own, other in zip(found, before, strict=True)]
         evaluation.scores.extend(found)
         evaluation.broken.extend(reason for reason in lost if reason not in evaluation.broken)
     scores = [dataclasses.replace(score, goal=(goals or {}).get(score.task)) for score in evaluation.scores]
@@ -48,7 +52,8 @@ def finish(
     training["scores"] = [
         {"task": score.task, "metric": score.metric, "score": round(score.score, 4), "n": score.n,
          "control": None if score.control is None else round(score.control, 4),
-         "chance": None if score.chance is None else round(score.chance, 4)}
+         "chance": None if score.chance is None else round(score.chance, 4),
+         "before": None if score.before is None else round(score.before, 4)}
         for score in scores
     ]  # fmt: skip
     checkpoint.save(run.out / "best", assistant.model, assistant.tokenizer, training)

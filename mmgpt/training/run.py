@@ -312,6 +312,8 @@ def _check_beside_init(config: TrainConfig, init: str) -> None:
     for field, new in (("model", config.model != weights), ("data.tokenizer", config.data.tokenizer is not None)):
         if new:
             raise ConfigError(f"{field}: init ({init}) has its own; leave out one of the two")
+    if checkpoint.locate(init).parent.resolve() in [(Path(config.out) / name).resolve() for name in ("best", "last")]:
+        raise ConfigError(f"out: {config.out} is where init lies, which the run would replace; name another folder")
     if pair is not None:
         check_weights(pair)
         if checkpoint.read_config(init).pair is None:

@@ -73,6 +73,7 @@ def test_scores_goals_controls_and_groups_are_told(page):
             ["score, with 95&nbsp;% interval", "same questions, media shuffled"],
         ),
         ({"chance": 0.25}, ["score", "chance"]),
+        ({"before": 0.3}, ["score", "before this training"]),
     ],
 )
 def test_the_key_explains_the_marks_that_are_there_and_no_others(tmp_path, given, told):

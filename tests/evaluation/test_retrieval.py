@@ -4,8 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import some_audio, some_image, tiny_config
 
-from mmgpt.evaluation.retrieval import Retrieval, rank
+from mmgpt.assistant import Assistant
+from mmgpt.config import GPTConfig, PairConfig
+from mmgpt.content import Image
+from mmgpt.data.sample import Sample
+from mmgpt.evaluation.retrieval import Retrieval, rank, retrieve
+from mmgpt.model import MultimodalGPT
+from mmgpt.tasks import TASKS
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -45,3 +52,42 @@ def test_chance_is_what_all_orders_of_the_items_give_on_average(right):
     for depth in range(1, items + 1):
         assert way.chance(depth) == pytest.approx(sum(r <= depth for r in ranks) / len(ranks))
     assert way.chance_median() == sorted(ranks)[(len(ranks) - 1) // 2]
+
+
+@pytest.fixture(scope="module")
+def pairing(tokenizer) -> Assistant:
+    """Untrained, so that it is right now and then."""
+    torch.manual_seed(0)
+    config = tiny_config(len(tokenizer))
+    config.pair = PairConfig(width=16, text=GPTConfig(width=24, layers=1, heads=2, context=160), heads=2)
+    return Assistant(MultimodalGPT(config), tokenizer)
+
+
+def sample(task: str, medium, answer: str, number: int) -> Sample:
+    return Sample(tuple(TASKS[task].conversation(medium)), (answer,), task, f"x:{number}")
+
+
+def test_the_class_of_a_medium_is_told_by_the_nearest_of_all_classes(pairing, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    names = ["red", "green", "blue"]
+    media = [*(some_image(i) for i in range(7)), *(some_audio(i) for i in range(3))]
+    samples = [sample("classify", medium, names[i % 3], i) for i, medium in enumerate(media)]
+    scores, broken = retrieve(pairing, [*samples, sample("classify", Image(tmp_path / "no.png"), "red", 10)])
+    right = [next(iter(pairing.classify(one.media()[0], names))) == one.references[0] for one in samples]
+    assert 0 < sum(right) < 10
+    (score,) = scores
+    assert (score.task, score.metric, score.n) == ("find the class", "accuracy", 10)
+    assert score.score == sum(right) / 10
+    assert score.chance == pytest.approx(1 / 3)
+    assert score.interval is not None
+    assert score.interval[0] < score.score < score.interval[1]
+    (reason,) = broken
+    assert reason.startswith("x:10: ")
+
+
+def test_classes_and_captions_are_searched_apart(pairing):
+    captions = [sample("caption", some_image(i), f"caption {i}", i) for i in range(3)]
+    classes = [sample("classify", some_image(i), "ab"[i % 2], i) for i in range(4)]
+    both, alone = retrieve(pairing, [*captions, *classes])[0], retrieve(pairing, captions)[0]
+    assert both[:-1] == alone
+    assert [(score.task, score.metric, score.chance) for score in both[-1:]] == [("find the class", "accuracy", 0.5)]

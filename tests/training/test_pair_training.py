@@ -18,8 +18,8 @@ def folder(tmp_path_factory):
     return write_walls(tmp_path_factory.mktemp("walls") / "data", broken=("dev",))
 
 
-def run(folder, out, **changes):
-    config = wall_config(folder, out, epochs=60, val_every=60)
+def run(folder, out, epochs=60, **changes):
+    config = wall_config(folder, out, epochs=epochs, val_every=epochs)
     config.batch_size = 9
     text = GPTConfig(width=32, layers=1, heads=2, context=64)
     config.model.pair = PairConfig(width=16, text=text, heads=2, **changes)
@@ -110,3 +110,31 @@ def test_weights_of_pairs_are_refused_where_init_does_not_pair(learned):
     config = parse(["--init", str(learned.run.out), "--model.pair.caption", "1"])
     with pytest.raises(ConfigError, match=r"model\.pair: init .* does not pair media with texts"):
         make_tokenizer(config, [])
+
+
+def test_what_was_found_before_the_training_is_told_beside_what_is_found_after(folder, tmp_path):
+    begun, first = run(folder, tmp_path / "begun", epochs=1, caption=0.0)
+    more = ["--epochs", "60", "--val_every", "60", "--data.val_samples", "100"]
+    config = captioning(folder, (begun, first), tmp_path / "run", *more)
+    evaluation = finish(config, train(config))
+    pairs = [score for score in evaluation.scores if score.task in ("find the text", "find the medium")]
+    assert [(one.task, one.metric, one.before) for one in pairs] == [
+        (one.task, one.metric, one.score) for one in first.scores
+    ]
+    assert [one.score for one in pairs if one.metric == "R@1"] == [1.0, 1.0]
+    assert any(one.before != one.score for one in pairs)
+    assert {score.before for score in evaluation.scores if score.task == "caption"} == {None}
+    kept = checkpoint.read_training(checkpoint.resolve(tmp_path / "run"))["scores"]
+    assert {one["metric"]: one["before"] for one in kept if one["task"] == "find the text"} == {
+        one.metric: round(one.score, 4) for one in first.scores if one.task == "find the text"
+    }
+    assert "before this training" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_does_not_replace_what_it_begins_with(folder, paired, tmp_path):
+    done, _ = paired
+    for init in (done.out, done.out / "last"):
+        config = captioning(folder, paired, done.out)
+        config.init = str(init)
+        with pytest.raises(ConfigError, match="is where init lies"):
+            make_tokenizer(config, [])
