@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from mmgpt.cli import options
 from mmgpt.cli.train import parse_with
-from mmgpt.errors import ConfigError
+from mmgpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mmgpt.data.check import DataCheck, Repeats, SplitCheck, Spread
+    from mmgpt.data.check import DataCheck, Repeats, SplitCheck, Spread, Unread
 
 SHOWN = 10  # reasons; --json tells all
 
@@ -20,8 +20,8 @@ SHOWN = 10  # reasons; --json tells all
 def main(arguments: list[str]) -> None:
     parser = options.run_parser(
         "data check",
-        "Read every sample of the training and validation split as training would. Exits with 1 if a sample or an "
-        "answer would be lost.",
+        "Read every sample of the training and validation split as training would. Exits with 1 if a row is "
+        "malformed, or a sample or an answer would be lost.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     command, *rest = arguments or [""]
@@ -36,14 +36,23 @@ def main(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from mmgpt.data.check import check
+    from mmgpt.data.check import check, unread
     from mmgpt.encoders import build_encoders
     from mmgpt.processor import Processor
     from mmgpt.training.run import model_config, read
 
-    data = read(config, whole=True)
-    if not isinstance(data.train, Sequence):
+    if config.data.format == "hf_stream":
         raise ConfigError("data.format: a stream is not read to its end; check the data set on disk (format hf)")
+    try:
+        data = read(config, whole=True)
+    except DataError as error:
+        rows = unread(config.data, error)
+        if args.json:
+            options.show(dataclasses.asdict(rows) | {"sound": False})
+        else:
+            _print_unread(rows, Console())
+        sys.exit(1)
+    assert isinstance(data.train, Sequence)  # since it is no stream
     resolved, _ = build_encoders(model_config(config))
     told = Console(stderr=True)
     found = check(
@@ -62,8 +71,32 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _print(found: "DataCheck", console: "Console") -> None:
+def _print_unread(rows: "Unread", console: "Console") -> None:
+    from rich.table import Table
+
+    kinds = {"malformed": rows.malformed, "files missing": rows.missing}
+    table = Table("rows", "", box=None, pad_edge=False, show_header=False)
+    table.columns[1].justify = "right"
+    for kind, reasons in kinds.items():
+        table.add_row(kind, f"{len(reasons):,}")
+    console.print(table)
+    for kind, reasons in kinds.items():
+        if reasons:
+            _print_reasons(console, kind, reasons)
+    console.print("\n[red]mend these first; then every sample is read[/]")
+
+
+def _print_reasons(console: "Console", what: str, reasons: Sequence[str]) -> None:
     from rich.markup import escape
+
+    console.print(f"\n[red]{what}[/]")
+    for reason in reasons[:SHOWN]:
+        console.print(f"  {escape(reason)}", soft_wrap=True)
+    if len(reasons) > SHOWN:
+        console.print(f"  and {len(reasons) - SHOWN:,} more (--json tells all)")
+
+
+def _print(found: "DataCheck", console: "Console") -> None:
     from rich.table import Table
 
     splits = {"training": found.train, "validation": found.val}
@@ -76,11 +109,7 @@ def _print(found: "DataCheck", console: "Console") -> None:
     for name, split in splits.items():
         for what, reasons in (("cannot be read", split.broken), ("too long", split.too_long)):
             if reasons:
-                console.print(f"\n[red]{name}: {len(reasons):,} {what}[/]")
-                for reason in reasons[:SHOWN]:
-                    console.print(f"  {escape(reason)}", soft_wrap=True)
-                if len(reasons) > SHOWN:
-                    console.print(f"  and {len(reasons) - SHOWN:,} more (--json tells all)")
+                _print_reasons(console, f"{name}: {len(reasons):,} {what}", reasons)
         _print_repeats(console, f"{name}: media that another sample before has too", split.same_media)
         _print_repeats(console, f"{name}: samples without media whose texts are those of one before", split.same_text)
     _print_repeats(console, "[red]leakage:[/] validation media that are in training too", found.leaked_media)

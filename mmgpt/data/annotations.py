@@ -1,11 +1,11 @@
 """Media files and the texts that go with each, gathered row by row: what captions, COCO and sounds have in common."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmgpt.content import Audio, Image
+from mmgpt.data.faults import Faults
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import members, split_name
 from mmgpt.errors import DataError, shown
@@ -33,11 +33,16 @@ class Annotations:
         self.source = source
         self.folder = folder
         self.part = part
+        self.faults = Faults()
         self._media: dict[str, _Annotated] = {}
-        self._missing: dict[str, str] = {}
+        self._missing: set[str] = set()
 
     def add(self, where: str, name: Any, text: Any, split: Any = None) -> None:
-        """One row. A file that is missing is remembered, so that all are counted; other errors are raised at once."""
+        """One row. What is wrong with it is remembered, so that all faults are told; a missing file once."""
+        with self.faults.row():
+            self._add(where, name, text, split)
+
+    def _add(self, where: str, name: Any, text: Any, split: Any) -> None:
         kind = "picture" if self.part is Image else "sound"
         name = _stripped(where, name, f"name of the {kind}")
         text = _stripped(where, text, "text")
@@ -46,7 +51,9 @@ class Annotations:
         try:
             path = str(self.folder.find(name))
         except MissingFileError as error:
-            self._missing.setdefault(name, f"{where}: {error}; add the {kind} or remove the row")
+            if name not in self._missing:
+                self._missing.add(name)
+                self.faults.missing.append(f"{where}: {error}; add the {kind} or remove the row")
             return
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
@@ -63,9 +70,9 @@ class Annotations:
         """A sample for each file of the split: its texts are the answers.
 
         Training goes through the wordings of the task in turn; every other split has the default. `hold_out` is that
-        of splits.members.
+        of splits.members. Raises RowsError where anything is wrong with a row, DataError where nothing is in the split.
         """
-        raise_missing(self._missing.values())
+        self.faults.raise_all()
         try:
             paths = members({path: media.split for path, media in self._media.items()}, split, hold_out)
         except DataError as error:
@@ -77,13 +84,6 @@ class Annotations:
             prompt = TASKS[task].conversation(self.part(Path(path)), prompt=wordings[index % len(wordings)])
             samples.append(Sample(tuple(prompt), tuple(media.texts), task, media.where))
         return samples
-
-
-def raise_missing(messages: Collection[str]) -> None:
-    """One error for all missing files, which names the first and counts the rest."""
-    if messages:
-        first, *others = messages
-        raise MissingFileError(first + (f" ({len(others)} more are missing)" if others else ""))
 
 
 def _stripped(where: str, value: Any, what: str) -> str:

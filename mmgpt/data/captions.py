@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmgpt.content import Image
 from mmgpt.data.annotations import Annotations
+from mmgpt.data.faults import Faults
 from mmgpt.data.sample import Sample
 from mmgpt.data.table import Row, Table, find_table, read_lines, read_table
 from mmgpt.errors import DataError, shown
@@ -35,12 +36,12 @@ def read_captions(path: Path, split: str) -> list[Sample]:
         DataError: A row is malformed or its picture is missing.
     """
     path = find_table(path, _FILES)
-    table = _read_token_lines(path) if _has_tabs(path) else read_table(path)
+    annotations = Annotations(path, MediaFolder(path.parent, _PLACES), Image)
+    table = (_read_token_lines if _has_tabs(path) else read_table)(path, annotations.faults)
     image = table.required_column(_IMAGE, "picture")
     caption = table.required_column(_CAPTION, "caption")
     split_column = table.column(("split",), "split")
     listed = _flickr8k_splits(path.parent)
-    annotations = Annotations(path, MediaFolder(path.parent, _PLACES), Image)
     for where, fields in table.rows:
         name = fields.get(image)
         own = fields.get(split_column) if split_column else None
@@ -57,13 +58,14 @@ def _has_tabs(path: Path) -> bool:
     return path.suffix == ".txt" and "\t" in read_lines(path)[0][1]
 
 
-def _read_token_lines(path: Path) -> Table:
+def _read_token_lines(path: Path, faults: Faults) -> Table:
     rows = []
     for number, line in read_lines(path):
         name, tab, caption = line.partition("\t")
-        if not tab:
-            raise DataError(f"{path}:{number}: no tab; a line is the picture's name, a tab and the caption")
-        rows.append(Row(f"{path}:{number}", {"image": re.sub(r"#\d+$", "", name), "caption": caption}))
+        with faults.row():
+            if not tab:
+                raise DataError(f"{path}:{number}: no tab; a line is the picture's name, a tab and the caption")
+            rows.append(Row(f"{path}:{number}", {"image": re.sub(r"#\d+$", "", name), "caption": caption}))
     return Table(path, ["image", "caption"], rows)
 
 

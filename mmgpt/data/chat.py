@@ -43,9 +43,10 @@ def read_chat(path: Path, split: str) -> list[Sample]:
     gathered = Gathered(path)
     for number, line in read_lines(path):
         where = f"{path}:{number}"
-        conversation = parse_json(line, path, number)
-        own_split = conversation.get("split") if isinstance(conversation, dict) else None
-        gathered.add(where, own_split, partial(_sample, conversation, folder, where))
+        with gathered.faults.row():
+            conversation = parse_json(line, path, number)
+            own_split = conversation.get("split") if isinstance(conversation, dict) else None
+            gathered.add(where, own_split, partial(_sample, conversation, folder, where))
     return gathered.samples(split)
 
 

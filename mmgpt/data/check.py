@@ -1,4 +1,7 @@
-"""Is every row readable, and what is in them? Each sample is read as training reads it; counts alone are kept."""
+"""Is every row readable, and what is in them? Each sample is read as training reads it; counts alone are kept.
+
+Most formats are rows of a file, which are read before any sample: what is wrong with these is told first (`unread`).
+"""
 
 import hashlib
 from array import array
@@ -13,12 +16,15 @@ from mmgpt.batch import Example
 from mmgpt.config import ModelConfig
 from mmgpt.content import Audio, Image, Part, Video
 from mmgpt.data.dataset import Broken, ExampleDataset
+from mmgpt.data.faults import Faults
 from mmgpt.data.loader import FETCHED, told_as_data_error
 from mmgpt.data.mixture import Mixture, chained
 from mmgpt.data.packing import too_large
+from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.errors import DataError, MediaError, MmgptError
 from mmgpt.processor import MODALITIES, Processor
+from mmgpt.run_config import DataConfig
 
 SHOWN = 10  # pairs of samples that have the same in them, of each kind
 ANY_RATE = 1e6  # frames a second of frames that are chosen already
@@ -287,6 +293,38 @@ def _decoded(part: Part, config: ModelConfig) -> tuple[Part, tuple[float, ...] |
 
 def _digest(texts: Sequence[str]) -> bytes:
     return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Why rows of the data make no samples, a line each: malformed ones, and those whose files are missing."""
+
+    malformed: list[str]
+    missing: list[str]
+
+
+def unread(config: DataConfig, error: DataError) -> Unread:
+    """What is wrong with the rows of data sets on disk: of both splits, and of all that are mixed, each fault once.
+
+    Args:
+        config: Says what is read.
+        error: By which reading them ended; it is what is told where nothing is wrong with any row.
+    """
+    sources = [(config, config.split, config.val_split)]
+    if config.format == "mix":
+        sources = [
+            (replace(config, format=one.format, path=one.path), one.split, one.val_split) for one in config.mix.values()
+        ]
+    faults = Faults()
+    for own, *splits in sources:
+        for split in splits:
+            with faults.row():
+                samples = read_samples(own, split)
+                for i in range(len(samples)):
+                    with faults.row():
+                        _ = samples[i]  # of some formats it is read now
+    malformed, missing = (list(dict.fromkeys(some)) for some in (faults.malformed, faults.missing))
+    return Unread(malformed if malformed or missing else [str(error)], missing)
 
 
 def check(

@@ -56,18 +56,21 @@ def _captions_files(folder: Path) -> dict[str, Path]:
 
 def _read(path: Path, split: str) -> Annotations:
     document = parse_json(read_text(path), path)
+    annotations = Annotations(path, _pictures_of(path), Image)
     images = {}
     for where, image in objects(document, "images", path):
-        if image.get("id") is None or not isinstance(image["id"], int | str):
-            raise DataError(f"{where}: no id")
-        if images.setdefault(image["id"], image) is not image:
-            raise DataError(f"{where}: the id {shown(image['id'])} is that of an earlier picture")
-    annotations = Annotations(path, _pictures_of(path), Image)
+        with annotations.faults.row():
+            if image.get("id") is None or not isinstance(image["id"], int | str):
+                raise DataError(f"{where}: no id")
+            if images.setdefault(image["id"], image) is not image:
+                raise DataError(f"{where}: the id {shown(image['id'])} is that of an earlier picture")
+    annotations.faults.raise_all()  # what is said of these would be wrong as well
     for where, annotation in objects(document, "annotations", path):
-        image_id = annotation.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in images:
-            raise DataError(f'{where}: image_id {shown(image_id)} is not the id of any of "images"')
-        annotations.add(where, images[image_id].get("file_name"), annotation.get("caption"), split)
+        with annotations.faults.row():
+            image_id = annotation.get("image_id")
+            if not isinstance(image_id, int | str) or image_id not in images:
+                raise DataError(f'{where}: image_id {shown(image_id)} is not the id of any of "images"')
+            annotations.add(where, images[image_id].get("file_name"), annotation.get("caption"), split)
     return annotations
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmgpt.data.annotations import raise_missing
+from mmgpt.data.faults import Faults
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import members
 from mmgpt.errors import DataError, shown
@@ -20,18 +20,22 @@ class Gathered:
 
     def __init__(self, source: Path) -> None:
         self.source = source
+        self.faults = Faults()
         self._samples: list[tuple[str, Sample]] = []
         self._splits: dict[str, str | None] = {}
-        self._missing: list[str] = []
 
     def add(self, where: str, split: Any, make: Callable[[], Sample]) -> None:
-        """One row. A file that is missing is remembered, so that all are counted; other errors are raised at once."""
+        """One row. What is wrong with it is remembered, so that all faults are told."""
+        with self.faults.row():
+            self._add(where, split, make)
+
+    def _add(self, where: str, split: Any, make: Callable[[], Sample]) -> None:
         if split is not None and not isinstance(split, str):
             raise DataError(f"{where}: the split is {shown(split)}; it is a string")
         try:
             sample = make()
         except MissingFileError as error:
-            self._missing.append(f"{where}: {error}; add the file or remove the line")
+            self.faults.missing.append(f"{where}: {error}; add the file or remove the line")
             return
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
@@ -44,8 +48,9 @@ class Gathered:
         """Those of a split, by the rows' own word, or else every tenth is held out (see splits.members).
 
         Rows that begin with the same media file count as one, so that no picture is both trained on and held out.
+        Raises RowsError where anything is wrong with a row, DataError where nothing is in the split.
         """
-        raise_missing(self._missing)
+        self.faults.raise_all()
         try:
             chosen = set(members(self._splits, split, hold_out))
         except DataError as error:

@@ -13,13 +13,14 @@ LLaMA-Factory's dialect is read too:
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmgpt.content import Audio, Image, Message, Part, Role, Text, Video
 from mmgpt.data.chat import conversation_sample
+from mmgpt.data.faults import Faults
 from mmgpt.data.gathered import Gathered
 from mmgpt.data.sample import Sample
 from mmgpt.data.table import parse_json, read_lines, read_text
@@ -55,10 +56,11 @@ def read_llava(path: Path, split: str) -> list[Sample]:
     path = _find(path)
     folder = MediaFolder(path.parent, _PLACES)
     gathered = Gathered(path)
-    for where, row in _rows(path):
-        if not isinstance(row, dict):
-            raise DataError(f'{where}: not an object; a row is {{"image": ..., "conversations": [...]}}')
-        gathered.add(where, row.get("split"), partial(_sample, row, folder, where))
+    for where, row in _rows(path, gathered.faults):
+        with gathered.faults.row():
+            if not isinstance(row, dict):
+                raise DataError(f'{where}: not an object; a row is {{"image": ..., "conversations": [...]}}')
+            gathered.add(where, row.get("split"), partial(_sample, row, folder, where))
     return gathered.samples(split)
 
 
@@ -164,11 +166,14 @@ def _find(path: Path) -> Path:
     return found[0]
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
+def _rows(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
     """The rows and their places: of a list their numbers, since JSON knows no lines once it is read."""
     if path.suffix == ".jsonl":
-        return [(f"{path}:{number}", parse_json(line, path, number)) for number, line in read_lines(path)]
+        for number, line in read_lines(path):
+            with faults.row():
+                yield f"{path}:{number}", parse_json(line, path, number)
+        return
     document = parse_json(read_text(path), path)
     if not isinstance(document, list) or not document:
         raise DataError(f"{path}: not a list of rows, or an empty one; JSON lines are named .jsonl")
-    return [(f"{path}: [{index}]", row) for index, row in enumerate(document)]
+    yield from ((f"{path}: [{index}]", row) for index, row in enumerate(document))

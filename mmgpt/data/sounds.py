@@ -37,11 +37,11 @@ def read_sounds(path: Path, split: str) -> list[Sample]:
         DataError: A row is malformed or its sound is missing.
     """
     path = find_table(path, _FILES)
-    table = read_table(path)
+    annotations = Annotations(path, MediaFolder(path.parent, _PLACES), Audio)
+    table = read_table(path, annotations.faults)
     sound = table.required_column(_SOUND, "sound")
     text, task = _text_column(table)
     split_column = table.column(("split",), "split")
-    annotations = Annotations(path, MediaFolder(path.parent, _PLACES), Audio)
     for where, fields in table.rows:
         annotations.add(where, fields.get(sound), fields.get(text), fields.get(split_column) if split_column else None)
     return annotations.samples(split, task)

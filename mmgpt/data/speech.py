@@ -59,15 +59,17 @@ def _add_manifest(annotations: Annotations, path: Path, split: str | None) -> No
     root = f"{path.parent.resolve()}/"
     for number, line in read_lines(path):
         where = f"{path}:{number}"
-        row = parse_json(line, path, number)
-        if not isinstance(row, dict):
-            raise DataError(f'{where}: not an object; a line is {{"audio_filepath": ..., "text": ...}}')
-        if row.get("offset"):
-            raise DataError(f"{where}: the offset is {shown(row['offset'])}; sounds are read whole, so cut the file")
-        name = row.get("audio_filepath")
-        # NeMo writes absolute paths; one into the manifest's own folder means the file there.
-        name = name.removeprefix(root) if isinstance(name, str) else name
-        annotations.add(where, name, row.get("text"), split or row.get("split"))
+        with annotations.faults.row():
+            row = parse_json(line, path, number)
+            if not isinstance(row, dict):
+                raise DataError(f'{where}: not an object; a line is {{"audio_filepath": ..., "text": ...}}')
+            if row.get("offset"):
+                told = shown(row["offset"])
+                raise DataError(f"{where}: the offset is {told}; sounds are read whole, so cut the file")
+            name = row.get("audio_filepath")
+            # NeMo writes absolute paths; one into the manifest's own folder means the file there.
+            name = name.removeprefix(root) if isinstance(name, str) else name
+            annotations.add(where, name, row.get("text"), split or row.get("split"))
 
 
 def _add_transcripts(annotations: Annotations, root: Path, name: str) -> None:
@@ -76,6 +78,7 @@ def _add_transcripts(annotations: Annotations, root: Path, name: str) -> None:
     for number, line in read_lines(root / name):
         where = f"{root / name}:{number}"
         sound, blank, text = line.strip().partition(" ")
-        if not blank:
-            raise DataError(f"{where}: no transcript; a line is the sound's name, a blank and what is said")
-        annotations.add(where, f"{folder}/{sound}.flac", text, split)
+        with annotations.faults.row():
+            if not blank:
+                raise DataError(f"{where}: no transcript; a line is the sound's name, a blank and what is said")
+            annotations.add(where, f"{folder}/{sound}.flac", text, split)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmgpt.data.faults import Faults
 from mmgpt.errors import DataError, shown
 
 
@@ -93,25 +94,33 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     return value
 
 
-def read_table(path: Path) -> Table:
-    """A .tsv, a .jsonl (an object to a line), or else CSV. CSV and TSV name their columns in the first row."""
-    table = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path, "\t" if path.suffix == ".tsv" else ",")
+def read_table(path: Path, faults: Faults) -> Table:
+    """A .tsv, a .jsonl (an object to a line), or else CSV. CSV and TSV name their columns in the first row.
+
+    Rows that are malformed are left out and told by `faults`. Raises DataError where there is no table.
+    """
+    if path.suffix == ".jsonl":
+        table = _read_jsonl(path, faults)
+    else:
+        table = _read_csv(path, "\t" if path.suffix == ".tsv" else ",", faults)
     if not table.rows:
+        faults.raise_all()
         raise DataError(f"{path}: the file has a header and no rows")
     return table
 
 
-def _read_jsonl(path: Path) -> Table:
+def _read_jsonl(path: Path, faults: Faults) -> Table:
     rows = []
     for number, line in read_lines(path):
-        fields = parse_json(line, path, number)
-        if not isinstance(fields, dict):
-            raise DataError(f"{path}:{number}: not an object; a line is {{…}} with named values")
-        rows.append(Row(f"{path}:{number}", fields))
-    return Table(path, list(rows[0].fields), rows)
+        with faults.row():
+            fields = parse_json(line, path, number)
+            if not isinstance(fields, dict):
+                raise DataError(f"{path}:{number}: not an object; a line is {{…}} with named values")
+            rows.append(Row(f"{path}:{number}", fields))
+    return Table(path, list(rows[0].fields) if rows else [], rows)
 
 
-def _read_csv(path: Path, delimiter: str) -> Table:
+def _read_csv(path: Path, delimiter: str, faults: Faults) -> Table:
     # White space before a field, quoted or not, is not part of it: people write "a.jpg, A dog".
     text = io.StringIO(read_text(path), newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=delimiter == ",")
@@ -123,9 +132,10 @@ def _read_csv(path: Path, delimiter: str) -> Table:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise DataError(
+            faults.malformed.append(
                 f"{path}:{line}: {error}; a quoted field ends with its quote, and quotes inside it are doubled"
-            ) from None
+            )
+            break
         if fields is None:
             break
         if not any(fields):
@@ -138,12 +148,13 @@ def _read_csv(path: Path, delimiter: str) -> Table:
             if twice:
                 raise DataError(f"{where}: the column {shown(twice[0])} is named twice; the columns are {named}")
         elif len(fields) != len(columns):
-            raise DataError(
+            faults.malformed.append(
                 f"{where}: {len(fields)} fields, where the header has {len(columns)}, {named}; "
                 "quote a field that holds commas, tabs or line ends"
             )
         else:
             rows.append(Row(where, dict(zip(columns, fields, strict=True))))
     if not columns:
+        faults.raise_all()
         raise DataError(f"{path}: the file is empty")
     return Table(path, columns, rows)

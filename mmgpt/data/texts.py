@@ -70,7 +70,7 @@ def _read_tables(
     train = split_name(split) == "train"
     number = 0
     for file, own in zip(files, splits, strict=True):
-        for where, fields in read_table(file).rows:
+        for where, fields in read_table(file, gathered.faults).rows:
             named = {name.lower(): value for name, value in fields.items() if value != ""}
             make = partial(row_sample, named, where, folder, number if train else 0)
             gathered.add(where, named.get("split", own), make)

@@ -24,6 +24,7 @@ from typing import Any
 
 from mmgpt.content import Image, Message, Part
 from mmgpt.data.coco import objects
+from mmgpt.data.faults import Faults
 from mmgpt.data.gathered import Gathered
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import split_name
@@ -55,10 +56,11 @@ def read_vqa(path: Path, split: str) -> list[Sample]:
         absent = "annotations" if there == "questions" else "questions"
         raise DataError(f"{file}: no {absent} beside it; put ..._{absent}.json into the folder")
     questions, annotations = files[own]["questions"], files[own]["annotations"]
-    answers = _answers(annotations, learn=wanted == "train")
+    gathered, pictures = Gathered(questions), {}
+    answers = _answers(annotations, wanted == "train", gathered.faults)
+    gathered.faults.raise_all()  # their questions would have no answers
     subset = _NAME.fullmatch(questions.name)[1]  # type: ignore[index]  # _files found it by this pattern
     folder = MediaFolder(path, ("images", subset, f"images/{subset}"))
-    gathered, pictures = Gathered(questions), {}
     for where, question in objects(parse_json(read_text(questions), questions), "questions", questions):
         gathered.add(
             where, own if own != "train" else None, partial(_sample, question, answers, folder, subset, where, pictures)
@@ -96,27 +98,33 @@ def _sample(
     return Sample((Message.of("user", picture, text.strip()),), right, "ask", where, votes=votes)
 
 
-def _answers(path: Path, learn: bool) -> dict[Any, tuple[tuple[str, ...], tuple[str, ...]]]:
+def _answers(path: Path, learn: bool, faults: Faults) -> dict[Any, tuple[tuple[str, ...], tuple[str, ...]]]:
     """The right answers to each question, by its id, and unless it is to learn, what each of the people said."""
     found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for where, annotation in objects(parse_json(read_text(path), path), "annotations", path):
-        number, given = annotation.get("question_id"), annotation.get("answers")
-        if not isinstance(number, int | str) or number in found:
-            raise DataError(f"{where}: question_id {shown(number)} is missing, or that of an earlier annotation")
-        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-            raise DataError(f'{where}: "answers" is {shown(given)}; it is a list of {{"answer": ...}}')
-        counts: Counter[str] = Counter()
-        for answer in (one.get("answer") for one in given):
-            if not isinstance(answer, str):
-                raise DataError(f"{where}: an answer is {shown(answer)}; it is a string")
-            counts[answer.strip()] += 1
-        first = annotation.get("multiple_choice_answer", next((answer for answer, _ in counts.most_common(1)), None))
-        if not isinstance(first, str) or not first.strip():
-            raise DataError(f"{where}: the answer is {shown(first)}; fill it in or remove the question")
-        agreed = [] if learn else [answer for answer, count in counts.most_common() if answer and count >= _AGREED]
-        votes = () if learn or len(given) != _ASKED else tuple(answer.get("answer") for answer in given)
-        found[number] = tuple(dict.fromkeys([first.strip(), *agreed])), votes
+        with faults.row():
+            number = annotation.get("question_id")
+            if not isinstance(number, int | str) or number in found:
+                raise DataError(f"{where}: question_id {shown(number)} is missing, or that of an earlier annotation")
+            found[number] = _answers_to(annotation, learn, where)
     return found
+
+
+def _answers_to(annotation: dict[str, Any], learn: bool, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    given = annotation.get("answers")
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise DataError(f'{where}: "answers" is {shown(given)}; it is a list of {{"answer": ...}}')
+    counts: Counter[str] = Counter()
+    for answer in (one.get("answer") for one in given):
+        if not isinstance(answer, str):
+            raise DataError(f"{where}: an answer is {shown(answer)}; it is a string")
+        counts[answer.strip()] += 1
+    first = annotation.get("multiple_choice_answer", next((answer for answer, _ in counts.most_common(1)), None))
+    if not isinstance(first, str) or not first.strip():
+        raise DataError(f"{where}: the answer is {shown(first)}; fill it in or remove the question")
+    agreed = [] if learn else [answer for answer, count in counts.most_common() if answer and count >= _AGREED]
+    votes = () if learn or len(given) != _ASKED else tuple(answer.get("answer") for answer in given)
+    return tuple(dict.fromkeys([first.strip(), *agreed])), votes
 
 
 def _files(folder: Path) -> dict[str, dict[str, Path]]:

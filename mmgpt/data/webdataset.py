@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgpt.data.annotations import raise_missing
+from mmgpt.data.faults import Faults
 from mmgpt.data.folders import PARTS
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.rows import row_sample, told
@@ -56,7 +56,9 @@ def read_webdataset(path: Path, split: str) -> LazySamples:
     files, names = _shards(path)
     shards = [_index(file) for file in files]
     any_media = any(shard.media for shard in shards)
-    raise_missing([message for shard in shards for message in shard.incomplete(any_media)])
+    faults = Faults()
+    faults.missing += [message for shard in shards for message in shard.incomplete(any_media)]
+    faults.raise_all()
     codes = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
     try:
         numbers = row_numbers(names, codes, split)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.data.coco import objects
+from mmgpt.data.faults import Faults
 from mmgpt.data.table import parse_json, read_table, read_text
 from mmgpt.errors import DataError, shown
 
@@ -80,7 +81,8 @@ def _rows(path: Path, task: str, key: str) -> list[tuple[str, dict[str, Any]]]:
     if task not in _JSON:
         if path.suffix not in (".tsv", ".csv", ".jsonl"):
             raise DataError(f"{path}: {task} is read from .tsv, .csv or .jsonl with the columns id and text")
-        table = read_table(path)
+        table = read_table(path, faults := Faults())
+        faults.raise_all()
         columns = {name: table.required_column((name,), name) for name in ("id", "text")}
         return [(where, {name: fields.get(own) for name, own in columns.items()}) for where, fields in table.rows]
     if path.suffix != ".json":

@@ -58,6 +58,38 @@ def test_fields_on_the_command_line_count(mmgpt_command, walls):
     assert found["train"]["broken"] == []
 
 
+def test_malformed_rows_and_missing_files_are_told_in_full_and_end_with_1(mmgpt_command, tmp_path):
+    folder = write_walls(tmp_path / "data")
+    with (folder / "captions.csv").open("a") as file:
+        file.write("".join(f"{i}.png\n" for i in range(12)) + "no.png,a wall,dev\n")
+    save_config(wall_config(folder, tmp_path / "run"))
+    arguments = ("data", "check", "--config", tmp_path / "run" / "config.yaml")
+    told = mmgpt_command(*arguments, "--json")
+    assert told.code == 1, told.err
+    found = json.loads(told.out)
+    assert [reason.partition(": ")[0] for reason in found["malformed"]] == [
+        f"{folder / 'captions.csv'}:{line}" for line in range(14, 26)
+    ]
+    assert [reason.partition(": ")[0] for reason in found["missing"]] == [f"{folder / 'captions.csv'}:26"]
+    assert found["sound"] is False
+    told = mmgpt_command(*arguments)
+    assert (told.code, told.err) == (1, "")
+    assert ["malformed", "12"] in [line.split() for line in told.out.splitlines()]
+    assert ["files", "missing", "1"] in [line.split() for line in told.out.splitlines()]
+    assert told.out.count("1 fields, where the header has 3") == 10
+    assert "and 2 more" in told.out
+    assert '"no.png" is not in the folder' in told.out
+
+
+def test_what_ends_the_reader_is_the_one_thing_told(mmgpt_command, tmp_path):
+    save_config(wall_config(tmp_path / "no", tmp_path / "run"))
+    told = mmgpt_command("data", "check", "--config", tmp_path / "run" / "config.yaml", "--json")
+    assert told.code == 1
+    assert json.loads(told.out) == {
+        "malformed": [f"{tmp_path / 'no'}: no such file or folder"], "missing": [], "sound": False,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -65,6 +97,7 @@ def test_fields_on_the_command_line_count(mmgpt_command, walls):
         (["chek"], "data chek: there is `mmgpt data check`"),
         (["check", "--batch_sise", "3"], "did you mean --batch_size?"),
         (["check", "--data.val_samples", "0"], "data.val_samples: must be"),
+        (["check", "--data.format", "hf_stream", "--data.path", "x"], "a stream is not read to its end"),
     ],
 )
 def test_bad_usage_is_one_line_and_2(mmgpt_command, arguments, told):

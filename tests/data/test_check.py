@@ -1,5 +1,6 @@
 """What a check of the data finds, beside what was put there."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,16 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import some_audio, some_image, some_video
 
 from mmgpt.content import Audio, Image, Message, Text
-from mmgpt.data.check import DataCheck, Media, Repeats, Spread, check
+from mmgpt.data.check import DataCheck, Media, Repeats, Spread, check, unread
 from mmgpt.data.lazy import LazySamples
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.packing import cost
+from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.errors import DataError
+from mmgpt.run_config import DataConfig, SourceConfig
 
 
 def sample(number: int, *parts, answers=("yes",)) -> Sample:
@@ -170,3 +175,106 @@ def test_progress_goes_by_samples(processor):
     found = check([sample(0), sample(1)], [sample(2)], processor, progress=progress)
     assert isinstance(found, DataCheck)
     assert seen == [("training", 1, 2), ("training", 2, 2), ("validation", 1, 1)]
+
+
+# Rows that make no samples
+
+
+CHAT = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
+SEEN = {"messages": [{"role": "user", "content": [{"type": "image", "path": "no"}]}, CHAT["messages"][1]]}
+LLAVA = {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}
+PICTURES = [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "no"}]
+
+
+def lines(*rows) -> str:
+    return "".join(one if isinstance(one, str) else json.dumps(one) + "\n" for one in rows)
+
+
+@pytest.mark.parametrize(
+    ("format", "file", "text", "malformed", "missing"),
+    [
+        ("captions", "captions.csv", "image,caption\na,A\na,\nno,A\na\nno,B\na,B\n", (":3", ":5"), (":4",)),
+        ("captions", "captions.txt", "a\tA\na\nno\tA\nb A\n", (":2", ":4"), (":3",)),
+        ("captions", "captions.csv", 'image,caption\na,A\na,\nno,A\na,"A\n', (":3", ":5"), (":4",)),
+        ("sounds", "labels.jsonl", lines({"file": "a", "label": "A"}, "{\n", "[]\n", {"file": "no", "label": "A"}),
+         (":2", ":3"), (":4",)),
+        ("speech", "manifest.json",
+         lines({"audio_filepath": "a", "text": "A"}, "x\n", {"audio_filepath": "a"},
+               {"audio_filepath": "no", "text": "A"}),
+         (":2", ":3"), (":4",)),
+        ("chat", "chat.jsonl", lines(CHAT, "{\n", SEEN, {"messages": []}), (":2", ":4"), (":3",)),
+        ("llava", "rows.jsonl", lines(LLAVA, "{\n", "[]\n", {"image": "no", **LLAVA}, {}), (":2", ":3", ":5"), (":4",)),
+        ("llava", "rows.json", json.dumps([LLAVA, 1, {"image": "no", **LLAVA}, {}]), (": [1]", ": [3]"), (": [2]",)),
+        ("texts", "rows.csv", "image,question,answer\n,Q,A\n,Q\nno,Q,A\n,,A\n", (":3", ":5"), (":4",)),
+        ("coco", "captions_train.json",
+         json.dumps({"images": PICTURES, "annotations": [
+             {"image_id": 1, "caption": "A"}, {"image_id": 3, "caption": "A"}, {"image_id": 1},
+             {"image_id": 2, "caption": "A"},
+         ]}), (": annotations[1]", ": annotations[2]"), (": annotations[3]",)),
+        ("coco", "captions_train.json", json.dumps({"images": [{}, *PICTURES, PICTURES[0]], "annotations": [{}]}),
+         (": images[0]", ": images[3]"), ()),
+        ("coco", "captions_train.json", "{", (":1",), ()),  # which is where it ends
+    ],
+)  # fmt: skip
+def test_all_malformed_rows_and_missing_files_are_told(tmp_path, format, file, text, malformed, missing):
+    (tmp_path / "a").touch()
+    (tmp_path / file).write_text(text)
+    config = DataConfig(format, str(tmp_path / file))
+    with pytest.raises(DataError) as ended:
+        read_samples(config, "train")
+    found = unread(config, ended.value)
+    for reasons, places in ((found.malformed, malformed), (found.missing, missing)):
+        assert len(reasons) == len(places), reasons
+        for reason, place in zip(sorted(reasons), places, strict=True):
+            assert reason.startswith(f"{tmp_path / file}{place}: ")
+    assert str(ended.value).startswith(found.malformed[0])
+
+
+def test_all_annotations_of_vqa_are_told_and_then_all_questions(tmp_path):
+    said = {"answers": [{"answer": "A"}]}
+    annotations = [
+        {"question_id": 1, **said},
+        {"question_id": 2},
+        {"question_id": 3, **said},
+        {"question_id": 1, **said},
+    ]
+    questions = [
+        {"question_id": 1, "image_id": 1, "question": "Q"},
+        {"question_id": 9},
+        {"question_id": 3, "image_id": 3},
+    ]
+    (tmp_path / "000000000001.jpg").touch()
+    (tmp_path / "train_questions.json").write_text(json.dumps({"questions": questions}))
+    config, places = DataConfig("vqa", str(tmp_path)), []
+    for more in (annotations, [one for i, one in enumerate(annotations) if i in (0, 2)]):
+        (tmp_path / "train_annotations.json").write_text(json.dumps({"annotations": more}))
+        found = unread(config, DataError(""))
+        assert not found.missing
+        places.append([reason.split(": ")[1] for reason in found.malformed])
+    assert places == [["annotations[1]", "annotations[3]"], ["questions[1]", "questions[2]"]]
+
+
+def test_rows_of_tables_that_are_read_one_by_one_are_told_too(tmp_path):
+    answers = ["A", "", "A", "", "A"]
+    pq.write_table(pa.table({"question": ["Q"] * 5, "answer": answers, "split": ["train"] * 4 + ["dev"]}),
+                   tmp_path / "rows.parquet")  # fmt: skip
+    found = unread(DataConfig("parquet", str(tmp_path)), DataError(""))
+    assert len(found.malformed) == 2
+    assert all("the answer is" in reason for reason in found.malformed)
+
+
+def test_both_splits_and_all_sources_of_a_mixture_are_told_each_fault_once(tmp_path):
+    for name, rows in (("a", "Q,\nQ,A\nQ,B\n"), ("b", "Q,A\n,B\nQ,C\n")):
+        (tmp_path / f"{name}.csv").write_text("question,answer\n" + rows)
+    mix = {name: SourceConfig("texts", str(tmp_path / f"{name}.csv")) for name in "ab"}
+    mix["c"] = SourceConfig("captions", str(tmp_path / "no"))
+    found = unread(DataConfig("mix", mix=mix), DataError(""))
+    assert [reason.partition(": ")[0] for reason in found.malformed] == [
+        f"{tmp_path / 'a.csv'}:2", f"{tmp_path / 'b.csv'}:3", f"{tmp_path / 'no'}",
+    ]  # fmt: skip
+
+
+def test_where_every_row_is_well_the_error_is_what_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\nQ,A\nQ,B\n")
+    found = unread(DataConfig("texts", str(tmp_path / "a.csv")), DataError("no room"))
+    assert (found.malformed, found.missing) == (["no room"], [])
