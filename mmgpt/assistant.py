@@ -161,7 +161,10 @@ class Assistant:
     def require_answers(self) -> None:
         """Raises ConfigError for a model that can be asked nothing."""
         if not self.model.config.answers:
-            raise ConfigError("this model pairs media with texts alone and answers nothing; use embed or classify")
+            raise ConfigError(
+                "this model pairs media with texts alone and answers nothing; use embed or classify, or "
+                "eval --task retrieve"
+            )
 
     def embed(self, source: Embedded | list[Embedded]) -> torch.Tensor:
         """The unit vector (width,) of a text (a str is one) or a medium; those (n, width) of a list, batched.

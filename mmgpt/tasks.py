@@ -30,6 +30,7 @@ class Task:
         return [Message.of("user", f"{self.prompts[0].format(**words)}\n{text}")]
 
 
+RETRIEVE = "retrieve"  # what is evaluated of a model that pairs media with texts; nothing is asked
 TASKS = {
     "caption": Task(
         (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mmgpt.cli import options
 from mmgpt.errors import ConfigError
 from mmgpt.run_config import FileFormat
-from mmgpt.tasks import TASKS
+from mmgpt.tasks import RETRIEVE, TASKS
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.exam import Compared, Examined
@@ -27,7 +27,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", required=True, metavar="PATH", help="the folder or file to read")
     parser.add_argument("--split", default="dev", metavar="NAME", help="which part of the data (default: %(default)s)")
     parser.add_argument(
-        "--task", choices=TASKS, metavar="TASK", help=f"score the answers as those of this task: {', '.join(TASKS)}"
+        "--task",
+        choices=(*TASKS, RETRIEVE),
+        metavar="TASK",
+        help=f"score the answers as those of this task: {', '.join(TASKS)}; or of a model that pairs: {RETRIEVE}",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="most samples, spread over the split")
     parser.add_argument(
@@ -54,6 +57,8 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"--limit: must be a whole number from 1 on, not {args.limit}")
     if args.shots < 0:
         raise ConfigError(f"--shots: must be a whole number from 0 on, not {args.shots}")
+    if args.task == RETRIEVE and (args.choose or args.shots or args.wordnet):
+        raise ConfigError("--task retrieve: asks nothing; leave --choose, --shots and --wordnet out")
 
     from pathlib import Path
 

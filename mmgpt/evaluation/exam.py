@@ -7,7 +7,8 @@
     OUT/results.json    the scores, and what must be known to get them again
     OUT/report.html     the scores, and the samples, worst first
 
-An evaluation that was killed goes on after its last whole line, and leaves the files of one that never was.
+An evaluation that was killed goes on after its last whole line, and leaves the files of one that never was. Where a
+model is to retrieve nothing is asked, so that there are no answers.jsonl.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
@@ -30,20 +31,21 @@ from mmgpt.content import Message, Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
-from mmgpt.errors import ConfigError
+from mmgpt.errors import ConfigError, DataError
 from mmgpt.evaluation.asking import Answered, Lost, choices, costs, replies, settings_of
-from mmgpt.evaluation.exam_report import write_exam_report
+from mmgpt.evaluation.exam_report import write_exam_report, write_retrieval_report
 from mmgpt.evaluation.metrics.likelihood import Cost
-from mmgpt.evaluation.metrics.score import Interval, bootstrap, p_value, percentiles
+from mmgpt.evaluation.metrics.score import Interval, Score, bootstrap, p_value, percentiles
 from mmgpt.evaluation.metrics.wups import WordNet
 from mmgpt.evaluation.report import TaskScore
+from mmgpt.evaluation.retrieval import Search, search
 from mmgpt.evaluation.runner import beside, measured, media_of, request_of
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress_bar
 from mmgpt.run_config import DataConfig
 from mmgpt.stored import Stored
-from mmgpt.tasks import TASKS
+from mmgpt.tasks import RETRIEVE, TASKS
 
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
 LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")
@@ -58,7 +60,8 @@ class Exam:
         format: How the data are read, a name of `mmgpt.data.readers.READERS`.
         path: Where they are.
         split: Which part of them.
-        task: Score all samples as those of this task; None leaves each the one that its reader gives it.
+        task: Score all samples as those of this task; None leaves each the one that its reader gives it. RETRIEVE asks
+            nothing: it tells what a model that pairs finds among the samples.
         limit: Most samples, spread over the split.
         decoding: How answers are decoded; its seed is that of the shuffling too.
         int8: Compute in int8.
@@ -87,7 +90,9 @@ class Exam:
         found = self._part(self.split)
         some = found if self.limit is None else limited(found, self.limit)
         found = [one for sample in some for one in sample.exchanges][: self.limit]
-        return found if self.task is None else [dataclasses.replace(one, task=self.task) for one in found]
+        if self.task in (None, RETRIEVE):
+            return found
+        return [dataclasses.replace(one, task=self.task) for one in found]
 
     def examples(self) -> list[Sample]:
         """What stands before each question. Raises ConfigError, DataError."""
@@ -121,22 +126,26 @@ def text_length(models: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Examined:
-    """An evaluation's scores, its answers by the places of their samples, and why others have none."""
+    """An evaluation's scores, its answers by the places of their samples, why others have none, and its searches."""
 
     model: str
     scores: list[TaskScore]
     answered: dict[int, Answered]
     failed: dict[int, str]
+    searches: list[Search] = field(default_factory=list)
 
 
 def examine(exam: Exam, out: Path) -> Examined:
     """Ask the model what OUT has no answers to, score all answers and write OUT/results.json and OUT/report.html.
 
     Raises:
-        ConfigError: OUT holds answers made with other settings, or is being written to.
+        ConfigError: OUT holds answers made with other settings, or is being written to; or the model answers nothing,
+            or is to retrieve and does not pair.
         CheckpointError, DataError: The model or the data cannot be read.
         WriteError: OUT cannot be written.
     """
+    if exam.task == RETRIEVE:
+        return _examine_retrieval(exam, out)
     samples = exam.samples()
     spoilt = shuffle_media(samples, np.random.default_rng(exam.decoding.seed))
     examples = exam.examples()
@@ -151,18 +160,40 @@ def examine(exam: Exam, out: Path) -> Examined:
     failed = {i: line["prediction_failed"] for i, line in enumerate(lines) if "prediction_failed" in line}
     measures = measured(list(answered.values()), wordnet)
     scores = beside(measures, list(controls.values()), wordnet)
-    results = settings | {
-        "scores": [score_json(score) for score in scores],
+    more = {
         "prompts": _prompts(samples),
-        "failed": [{"id": samples[i].where, "reason": reason} for i, reason in failed.items()],
         "controls_failed": [
             {"id": line["id"], "reason": line["control_failed"]} for line in lines if "control_failed" in line
         ],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
-    _write(out / "results.json", results)
+    _write(out / "results.json", _results(settings, samples, scores, failed) | more)
     write_exam_report(out / "report.html", settings, measures, scores, answered, controls, failed)
     return Examined(exam.model, scores, answered, failed)
+
+
+def _examine_retrieval(exam: Exam, out: Path) -> Examined:
+    samples = exam.samples()
+    settings = _settings(exam, samples, [])
+    searches, failed = search(load(exam.model, int8=exam.int8), samples)
+    if not searches:
+        raise DataError(f"{exam.path}: no sample is of one medium alone and what is said of it, so there are no pairs")
+    scores = [score for one in searches for score in one.scores()]
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out / ".lock"):
+        agree(out / "settings.json", settings, out / "results.json")
+        _write(out / "results.json", _results(settings, samples, scores, failed))
+        write_retrieval_report(out / "report.html", settings, scores, searches, samples, failed)
+    return Examined(exam.model, scores, {}, failed, searches)
+
+
+def _results(
+    settings: dict[str, Any], samples: Sequence[Sample], scores: Sequence[TaskScore], failed: Mapping[int, str]
+) -> dict[str, Any]:
+    return settings | {
+        "scores": [score_json(score) for score in scores],
+        "failed": [{"id": samples[i].where, "reason": reason} for i, reason in failed.items()],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
 
 
 @dataclass(frozen=True)
@@ -195,18 +226,25 @@ def compare(found: Sequence[Examined], wordnet: WordNet | None = None) -> list[C
     common = sorted(set.intersection(*(set(one.answered) for one in found)))
     rows = []
     for own in zip(*(measured([one.answered[i] for i in common], wordnet) for one in found), strict=True):
-        values = [one.score.value for one in own]
-        resampled = [bootstrap({"": one.score})[""] for one in own]  # the same draws for all
-        p = [
-            p_value(resampled[0], other, values[0] - value)
-            for other, value in zip(resampled[1:], values[1:], strict=True)
+        task, metric = own[0].task, own[0].metric
+        row = _compared(task, metric.name, [one.score for one in own])
+        rows.append(dataclasses.replace(row, lower_is_better=metric.lower_is_better, times=metric.times))
+    for own in zip(*(one.searches for one in found), strict=True):
+        queries = set.intersection(*(set(one.queries) for one in own))
+        rows += [
+            _compared(own[0].task, name, [one.score(depth, queries) for one in own])
+            for name, depth in own[0].depths.items()
         ]
-        intervals = [percentiles(one) for one in resampled]
-        first, metric = own[0], own[0].metric
-        rows.append(
-            Compared(first.task, metric.name, first.score.n, values, intervals, p, metric.lower_is_better, metric.times)
-        )
     return rows
+
+
+def _compared(task: str, metric: str, scores: Sequence[Score]) -> Compared:
+    values = [one.value for one in scores]
+    resampled = [bootstrap({"": one})[""] for one in scores]  # the same draws for all
+    p = [
+        p_value(resampled[0], other, values[0] - value) for other, value in zip(resampled[1:], values[1:], strict=True)
+    ]
+    return Compared(task, metric, scores[0].n, values, [percentiles(one) for one in resampled], p, False)
 
 
 def examine_all(exams: Sequence[Exam], out: Path) -> tuple[list[Examined], list[Compared]]:
@@ -280,6 +318,7 @@ def _all_lines(
     if len(lines) == len(samples):
         return lines
     assistant = load(exam.model, int8=exam.int8)
+    assistant.require_answers()
     before = [message for one in examples for message in (*one.prompt, Message.of("assistant", *_answer(one)))]
     asked = (
         dataclasses.replace(one, prompt=(*before, *one.prompt))

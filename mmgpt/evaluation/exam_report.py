@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
 from mmgpt.evaluation.asking import Answered
 from mmgpt.evaluation.charts import score_bar
 from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
+from mmgpt.evaluation.retrieval import Search
 from mmgpt.evaluation.runner import Measured, media_of, shown
 from mmgpt.tasks import TASKS
 
@@ -74,6 +76,38 @@ def write_exam_report(
     title = f"Evaluation of {Path(model['name']).name}"
     note = "" if len(samples) == len(answered) else f"the best and worst {len(samples):,} of {len(answered):,}"
     write_report(path, title=title, summary=summary, scores=scores, samples=samples, more=more, note=note)
+
+
+def write_retrieval_report(
+    path: Path,
+    settings: Mapping[str, Any],
+    scores: Sequence[TaskScore],
+    searches: Sequence[Search],
+    samples: Sequence[Sample],
+    failed: Mapping[int, str],
+) -> None:
+    """Write the page of what was retrieved: the scores, and for media, those found last first, what is nearest to them.
+
+    Raises WriteError when the file cannot be written.
+    """
+    model, data = settings["model"], settings["data"]
+    summary = [
+        ("model", model["name"] + (" in int8" if model["int8"] else "")),
+        ("data", f"{data['path']} ({data['format']}, {data['split']})"),
+        ("samples", f"{data['samples']:,}"),
+        ("not searched for", f"{len(failed):,}"),
+    ]
+    cards = []
+    for one in searches:
+        rows = sorted(zip(one.way.ranks, one.queries, one.nearest, strict=True), key=lambda row: -row[0])
+        for rank, query, nearest in rows[:SEEN] if one.task != "find the medium" else ():
+            card = shown(Answered(samples[int(query)], str(nearest)))
+            cards.append(
+                replace(card, task=one.task, question=f"the right one comes as number {rank}", correct=rank == 1)
+            )
+    title = f"Retrieval by {Path(model['name']).name}"
+    more = [_reasons(list(failed.values()))]
+    write_report(path, title=title, summary=summary, scores=scores, samples=cards, more=more, note="the worst")
 
 
 Scored = tuple[Answered, tuple[Measured, float] | None]  # an answer, and what it scores alone

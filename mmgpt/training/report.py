@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmgpt import checkpoint
-from mmgpt.assistant import load
+from mmgpt.assistant import Assistant, load
 from mmgpt.card import trained_on
 from mmgpt.data.sample import Sample
 from mmgpt.data.world import score_answer
-from mmgpt.evaluation.report import write_report
-from mmgpt.evaluation.retrieval import retrieve
+from mmgpt.evaluation.report import TaskScore, write_report
+from mmgpt.evaluation.retrieval import search
 from mmgpt.evaluation.runner import Evaluation, Judge, evaluate, shown
 from mmgpt.evaluation.table import print_scores
 from mmgpt.generation import Decoding
@@ -39,12 +39,12 @@ def finish(
     asked = samples if assistant.model.config.answers else []
     evaluation = evaluate(assistant, asked, Decoding(max_new_tokens=48, beams=config.beams), judge=judge)
     if assistant.model.pair is not None:
-        found, lost = retrieve(assistant, samples)
+        found, lost = _found(assistant, samples)
         if config.init is not None:
-            before, _ = retrieve(load(config.init), samples)
+            before, _ = _found(load(config.init), samples)
             found = [dataclasses.replace(own, before=other.score) for own, other in zip(found, before, strict=True)]
         evaluation.scores.extend(found)
-        evaluation.broken.extend(reason for reason in lost if reason not in evaluation.broken)
+        evaluation.broken.extend(reason for reason in lost.values() if reason not in evaluation.broken)
     scores = [dataclasses.replace(score, goal=(goals or {}).get(score.task)) for score in evaluation.scores]
     best = checkpoint.resolve(run.out / "best")
     training = checkpoint.read_training(best)
@@ -79,6 +79,11 @@ def finish(
     )
     print_scores(scores, broken, "broken.txt")
     return evaluation
+
+
+def _found(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[TaskScore], dict[int, str]]:
+    searches, lost = search(assistant, samples)
+    return [score for one in searches for score in one.scores()], lost
 
 
 def read_curve(out: Path) -> list[dict[str, float]]:

@@ -1,10 +1,18 @@
 """mmgpt eval: its tables, its JSON, and what it says of bad usage."""
 
 import json
+import math
 
 import pytest
+from tiny import seeing, tiny_config
 from walls import write_walls
 from wordnets import write_wordnet
+
+from mmgpt import checkpoint
+from mmgpt.assistant import Assistant
+from mmgpt.config import GPTConfig, PairConfig
+from mmgpt.data.captions import read_captions
+from mmgpt.evaluation.retrieval import search
 
 SHORT = ("--max-new-tokens", 6, "--temperature", 1.0, "--seed", 3)
 
@@ -99,3 +107,68 @@ def test_plain_text_is_cut_to_the_context_and_scored_by_its_likelihood(mmgpt_com
     compared = mmgpt_command(*arguments[:2], *arguments[1:], "--out", tmp_path / "both").out
     assert f"{perplexity:.3f}" in compared
     assert "+0.000" in compared
+
+
+@pytest.fixture(scope="module")
+def pairing(tokenizer, tmp_path_factory):
+    """A model that pairs and answers nothing; untrained, so that it is right now and then."""
+    config = tiny_config(len(tokenizer))
+    config.pair = PairConfig(width=16, text=GPTConfig(width=24, layers=1, heads=2, context=160), heads=2, caption=0.0)
+    return checkpoint.save(tmp_path_factory.mktemp("pairing") / "pairing", seeing(config), tokenizer)
+
+
+def test_a_model_that_pairs_is_told_by_what_it_retrieves(mmgpt_command, pairing, tmp_path):
+    folder = write_walls(tmp_path / "walls", train=2, dev=13, broken=("dev",))
+    arguments = ("eval", pairing, "--format", "captions", "--data", folder, "--task", "retrieve")
+    told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    expected, _ = search(Assistant(*checkpoint.load(pairing)), read_captions(folder, "dev"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert json.loads(told.out) == {"model": str(pairing), "scores": results["scores"], "failed": 1}
+    assert [(one["task"], one["metric"], one["score"]) for one in results["scores"]] == [
+        (score.task, score.metric, score.score) for one in expected for score in one.scores()
+    ]
+    ways = [(one["task"], one["metric"], one["n"]) for one in results["scores"] if one["metric"].startswith("R@")]
+    assert ways == [("find the text", "R@1", 13), *(("find the medium", f"R@{n}", 3) for n in (1, 5, 10))]
+    (reason,) = results["failed"]
+    assert "not a picture" in reason["reason"]
+    assert "Retrieval by pairing" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert mmgpt_command(*arguments, "--out", tmp_path / "out").code == 0  # the same again
+    assert "data.limit was None and is 4" in mmgpt_command(*arguments, "--limit", 4, "--out", tmp_path / "out").error(2)
+
+
+def test_classes_are_told_zero_shot(mmgpt_command, pairing, walls, tmp_path):
+    for i, name in enumerate(("red", "blue", "red", "green")):
+        (tmp_path / "kinds" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kinds" / name / f"{i}.png").write_bytes((walls / f"{i}.png").read_bytes())
+    arguments = ("--format", "folders", "--data", tmp_path / "kinds", "--split", "train", "--task", "retrieve")
+    told = mmgpt_command("eval", pairing, *arguments, "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    (score,) = json.loads(told.out)["scores"]
+    model = Assistant(*checkpoint.load(pairing))
+    held_out = sorted((tmp_path / "kinds").glob("*/*.png"))[0]  # the first by name
+    files = [file for file in (tmp_path / "kinds").glob("*/*.png") if file != held_out]
+    labels = sorted({file.parent.name for file in files})
+    right = sum(next(iter(model.classify(file, labels))) == file.parent.name for file in files)
+    assert (score["task"], score["metric"], score["score"], score["n"]) == ("find the class", "accuracy", right / 3, 3)
+
+
+def test_two_models_that_pair_are_compared_query_by_query(mmgpt_command, pairing, walls, tmp_path):
+    arguments = ("eval", pairing, pairing, "--format", "captions", "--data", walls, "--task", "retrieve")
+    told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    rows = json.loads(told.out)["comparison"]
+    assert [(row["task"], row["metric"], row["n"], row["p"]) for row in rows] == [
+        ("find the text", "R@1", 4, [1.0]), ("find the medium", "R@1", 3, [1.0]),
+    ]  # fmt: skip
+    assert all(math.isfinite(end) for row in rows for interval in row["intervals"] for end in interval)
+
+
+def test_what_cannot_be_retrieved_is_told(mmgpt_command, pairing, model_directory, walls, tmp_path):
+    data = ("--format", "captions", "--data", walls, "--out", tmp_path / "out")
+    assert "eval --task retrieve" in mmgpt_command("eval", pairing, *data).error(2)
+    assert "does not pair" in mmgpt_command("eval", model_directory, *data, "--task", "retrieve").error(2)
+    assert "leave --choose" in mmgpt_command("eval", pairing, *data, "--task", "retrieve", "--choose").error(2)
+    (tmp_path / "a.csv").write_text("question,answer\nQ,A\nQ,B\n")
+    texts = ("--format", "texts", "--data", tmp_path / "a.csv", "--out", tmp_path / "texts", "--task", "retrieve")
+    assert "there are no pairs" in mmgpt_command("eval", pairing, *texts).error(1)

@@ -10,7 +10,8 @@ from mmgpt.assistant import Assistant
 from mmgpt.config import GPTConfig, PairConfig
 from mmgpt.content import Image
 from mmgpt.data.sample import Sample
-from mmgpt.evaluation.retrieval import Retrieval, rank, retrieve
+from mmgpt.errors import ConfigError
+from mmgpt.evaluation.retrieval import Retrieval, rank, search
 from mmgpt.model import MultimodalGPT
 from mmgpt.tasks import TASKS
 
@@ -72,22 +73,43 @@ def test_the_class_of_a_medium_is_told_by_the_nearest_of_all_classes(pairing, tm
     names = ["red", "green", "blue"]
     media = [*(some_image(i) for i in range(7)), *(some_audio(i) for i in range(3))]
     samples = [sample("classify", medium, names[i % 3], i) for i, medium in enumerate(media)]
-    scores, broken = retrieve(pairing, [*samples, sample("classify", Image(tmp_path / "no.png"), "red", 10)])
+    [found], broken = search(pairing, [*samples, sample("classify", Image(tmp_path / "no.png"), "red", 10)])
     right = [next(iter(pairing.classify(one.media()[0], names))) == one.references[0] for one in samples]
     assert 0 < sum(right) < 10
-    (score,) = scores
+    (score,) = found.scores()
     assert (score.task, score.metric, score.n) == ("find the class", "accuracy", 10)
     assert score.score == sum(right) / 10
     assert score.chance == pytest.approx(1 / 3)
     assert score.interval is not None
     assert score.interval[0] < score.score < score.interval[1]
-    (reason,) = broken
-    assert reason.startswith("x:10: ")
+    assert found.nearest == [next(iter(pairing.classify(one.media()[0], names))) for one in samples]
+    assert broken.keys() == {10}
+    assert broken[10].startswith("x:10: ")
 
 
 def test_classes_and_captions_are_searched_apart(pairing):
     captions = [sample("caption", some_image(i), f"caption {i}", i) for i in range(3)]
     classes = [sample("classify", some_image(i), "ab"[i % 2], i) for i in range(4)]
-    both, alone = retrieve(pairing, [*captions, *classes])[0], retrieve(pairing, captions)[0]
-    assert both[:-1] == alone
-    assert [(score.task, score.metric, score.chance) for score in both[-1:]] == [("find the class", "accuracy", 0.5)]
+    (*both, kinds), _ = search(pairing, [*captions, *classes])
+    alone, _ = search(pairing, captions)
+    assert both == alone
+    assert (kinds.task, kinds.depths, kinds.way.items) == ("find the class", {"accuracy": 1}, 2)
+
+
+def test_the_nearest_are_those_of_the_embeddings_and_equal_media_are_searched_for_once(pairing):
+    media = [some_image(0), some_audio(1), some_image(0), some_image(2)]
+    samples = [sample("caption", medium, f"caption {i}", i) for i, medium in enumerate(media)]
+    (by_text, by_medium), _ = search(pairing, samples)
+    assert by_text.queries == [0, 1, 3]
+    texts = [f"caption {i}" for i in range(4)]
+    assert by_medium.queries == texts
+    near = pairing.embed([media[i] for i in (0, 1, 3)]) @ pairing.embed([*texts]).T
+    assert by_text.nearest == [texts[i] for i in near.argmax(1).tolist()]
+    assert by_medium.nearest == [[0, 1, 3][i] for i in near.argmax(0).tolist()]
+    assert by_text.way.right == [2, 1, 1]
+    assert by_text.score(1, {0, 3}).value == sum(by_text.way.ranks[i] == 1 for i in (0, 2)) / 2
+
+
+def test_a_model_that_does_not_pair_is_told(assistant):
+    with pytest.raises(ConfigError, match="does not pair media with texts"):
+        search(assistant, [sample("caption", some_image(0), "caption", 0)])
