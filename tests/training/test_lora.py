@@ -63,7 +63,8 @@ def test_adapters_change_nothing_at_the_start(fresh, batch):
     with torch.no_grad():
         before = fresh(batch)
         add_lora(fresh, SMALL)
-        assert torch.equal(fresh(batch), before)
+        # Not to the bit: where a product's operands lie in memory may change the order of its sums.
+        torch.testing.assert_close(fresh(batch), before, rtol=1e-5, atol=1e-5)
 
 
 def test_only_adapters_and_what_is_trained_beside_them_get_gradients(fresh, batch):
