@@ -120,6 +120,37 @@ class Tokenizer:
         return self._openings.get(role, [])
 
 
+class GrowingText:
+    """The text of token ids that become more, always what `decode` makes of them all; little of it is decoded twice.
+
+    New ids are decoded together with the last piece that has come to rest, since to some decoders the first token is a
+    special case. Text has come to rest where it does not end in the replacement mark: there no character is cut.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rest = ""  # the text of the first `_end` ids
+        self._piece, self._start, self._end = "", 0, 0  # the last piece of it, of ids alone from `_start` on
+
+    def of(self, ids: Sequence[int]) -> str:
+        """The text of the ids, which begin with those of the last call."""
+        new = self._tokenizer.decode(ids[self._start :])
+        if not new.startswith(self._piece):  # bytes that were characters are none with what follows (byte fallback)
+            self._forget()
+            new = self._tokenizer.decode(ids)
+        text = self._rest + new[len(self._piece) :]
+        if len(text) > len(self._rest) and not text.endswith("\ufffd"):
+            if piece := self._tokenizer.decode(ids[self._end :]):  # none is left of a first space, and tells nothing
+                self._piece, self._start = piece, self._end
+            else:
+                self._piece = new
+            self._rest, self._end = text, len(ids)
+        return text
+
+
 def _token(bpe: BPETokenizer, id: int) -> str:
     if (token := bpe.id_to_token(id)) is None:
         raise CheckpointError(f"there is no token of id {id}")

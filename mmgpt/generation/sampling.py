@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgpt.generation.constraints import Constraint
 from mmgpt.generation.decoding import Answer, Choice, Decoding
-from mmgpt.tokenizer import Tokenizer
+from mmgpt.tokenizer import GrowingText, Tokenizer
 
 COLDEST = 1e-4  # a temperature below which logits divided by it may be no numbers: the likeliest token is taken
 GRAM = 2  # tokens that must have stood together before for what followed them to be guessed again
@@ -38,9 +38,10 @@ class Sampling:
         tokenizer: Tokenizer,
         constraint: Constraint | None,
     ):
-        self.decoding, self.room, self.tokenizer, self.constraint = decoding, room, tokenizer, constraint
+        self.decoding, self.room, self.constraint = decoding, room, constraint
         self.ends = {tokenizer.end, *decoding.stop_tokens}
         self.tokens: list[int] = []
+        self.text = GrowingText(tokenizer)
         self.choices: list[Choice] = []
         self.finish: Literal["stop", "length", "cancelled"] | None = None
         self.draws = torch.Generator().manual_seed((decoding.seed + 0x9E3779B97F4A7C15 * number) % 2**63)
@@ -51,7 +52,7 @@ class Sampling:
     @property
     def answers(self) -> list[Answer]:
         """The answer as it stands."""
-        text = self.tokenizer.decode(self.tokens)[: self.stopped_at]
+        text = self.text.of(self.tokens)[: self.stopped_at]
         told = self.choices if self.decoding.logprobs is not None else None
         return [Answer(self.tokens, text, self.finish or "cancelled", told)]
 
@@ -88,7 +89,7 @@ class Sampling:
         if self.lookup is not None:
             self.lookup.add(token)
         if self.decoding.stop:
-            text = self.tokenizer.decode(self.tokens)
+            text = self.text.of(self.tokens)
             found = [place for stop in self.decoding.stop if (place := text.find(stop)) >= 0]
             if found:
                 self.stopped_at, self.finish = min(found), "stop"
