@@ -49,6 +49,11 @@ class Request:
         """The answers, as they stand if not done."""
         return [answer for search in self.searches for answer in search.state.answers]
 
+    @property
+    def length(self) -> int:
+        """Tokens of the answers so far; a beam search has none before it is done."""
+        return sum(len(search.state.tokens) for search in self.searches if isinstance(search.state, Sampling))
+
 
 @dataclass(eq=False)
 class Search:

@@ -7,10 +7,11 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from mmgpt.generation import Answer, Engine, Request
 
@@ -45,6 +46,9 @@ class Job:
             self.first_token = time.monotonic()
         self.answers, self.error, self.done = answers, error, done
         self.news.set()
+
+
+News: TypeAlias = tuple[Job, list[Answer], Exception | None, bool]
 
 
 class Worker:
@@ -119,8 +123,7 @@ class Worker:
                 log.exception("the engine failed; those whom it served are told so, and it begins anew")
                 error = EngineError(f"the engine failed ({type(failure).__name__}); ask again")
                 self.engine = self._build()
-            for job in list(self._jobs):
-                self._tell(job, error)
+            self._tell(error)
 
     def _enter(self, job: Job) -> None:
         self._jobs[job] = 0
@@ -132,22 +135,35 @@ class Worker:
             for request in job.requests:
                 self.engine.cancel(request)
 
-    def _tell(self, job: Job, error: Exception | None) -> None:
+    def _tell(self, error: Exception | None) -> None:
+        """Tell the event loops what is new of the jobs; each is woken once."""
+        told: defaultdict[asyncio.AbstractEventLoop, list[News]] = defaultdict(list)
+        for job in list(self._jobs):
+            if (news := self._news(job, error)) is not None:
+                told[job.loop].append(news)
+        for loop, news in told.items():
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+                loop.call_soon_threadsafe(_deliver, news)
+
+    def _news(self, job: Job, error: Exception | None) -> News | None:
         error = error or next((request.error for request in job.requests if request.error is not None), None)
         done = error is not None or all(request.done for request in job.requests)
+        before, length = self._jobs[job], sum(request.length for request in job.requests)
         if done:
             self._drop(job)
-        elif self._jobs[job] and not job.growing:
-            return
+        elif length == before or (before and not job.growing):
+            return None
+        else:
+            self._jobs[job] = length
         # Copies, since the lists of those under way grow on in this thread.
         answers = [
             replace(answer, tokens=[*answer.tokens], choices=None if answer.choices is None else [*answer.choices])
             for request in ([] if error else job.requests)
             for answer in request.answers
         ]
-        if not done:
-            if (tokens := sum(len(answer.tokens) for answer in answers)) == self._jobs[job]:
-                return
-            self._jobs[job] = tokens
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
-            job.loop.call_soon_threadsafe(job.tell, answers, error, done)
+        return job, answers, error, done
+
+
+def _deliver(news: list[News]) -> None:
+    for job, answers, error, done in news:
+        job.tell(answers, error, done)
