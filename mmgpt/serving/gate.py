@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from math import inf
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,22 +50,25 @@ class Gate:
             await self.app(scope, receive, send)
             return
         began, status = time.monotonic(), 499  # as it stays if the client leaves before an answer
+        watch = Watch()
 
         async def sent(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            try:
-                async with asyncio.timeout(STALLED_SECONDS):
-                    await send(message)
-            except TimeoutError:
-                raise LeftError from None
+            with watch:
+                await send(message)
 
         try:
-            await self._let_in(scope, Body(receive), sent)
+            async with watch.limit:
+                await self._let_in(scope, Body(receive), sent)
         except LeftError:
             pass
+        except TimeoutError:
+            if not watch.limit.expired():
+                raise
         finally:
+            watch.end()
             path = scope["path"] if scope["path"] in PATHS else "other"
             self.service.metrics.requests.labels(path, status).inc()
             self.service.metrics.seconds.labels(path).observe(time.monotonic() - began)
@@ -103,6 +107,31 @@ class Gate:
             await asyncio.wait((app,))
         if not app.cancelled() and (error := app.exception()) is not None:
             raise error
+
+
+class Watch:
+    """Has `limit` run out once something takes STALLED_SECONDS; one timer looks after all that a request sends."""
+
+    def __init__(self):
+        self.limit, self.since = asyncio.timeout(None), inf
+        self.loop = asyncio.get_running_loop()
+        self.timer = self.loop.call_later(STALLED_SECONDS, self._look)
+
+    def __enter__(self) -> None:
+        self.since = self.loop.time()
+
+    def __exit__(self, *_: object) -> None:
+        self.since = inf
+
+    def end(self) -> None:
+        self.timer.cancel()
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if now - self.since >= STALLED_SECONDS:
+            self.limit.reschedule(now)
+        else:
+            self.timer = self.loop.call_at(min(now, self.since) + STALLED_SECONDS, self._look)
 
 
 class LeftError(Exception):

@@ -355,6 +355,28 @@ def test_who_takes_nothing_any_more_loses_his_place(server, monkeypatch):
     assert (len(client.taken), closed, server.service.running) == (2, [True], 0)
 
 
+def test_who_takes_what_is_sent_keeps_his_place_however_long_it_lasts(server, monkeypatch):
+    monkeypatch.setattr(gate, "STALLED_SECONDS", 0.05)
+
+    async def app(scope, receive, send):
+        for _ in range(3):
+            await asyncio.sleep(0.12)  # nothing is sent that he might take
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
+
+    client = Stuck([b"{}"], takes=9, ends=True)
+    asyncio.run(gate.Gate(app, server.service, Keys([]))(SCOPE, client.receive, client.send))
+    assert len(client.taken) == 3
+
+
+def test_a_failure_of_the_app_by_a_timeout_is_no_slow_client(server):
+    async def app(scope, receive, send):
+        raise TimeoutError("of the app")
+
+    client = Stuck([b"{}"], takes=9, ends=True)
+    with pytest.raises(TimeoutError, match="of the app"):
+        asyncio.run(gate.Gate(app, server.service, Keys([]))(SCOPE, client.receive, client.send))
+
+
 numbers = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400), st.sampled_from([0, 1, 2, 0.5])
 )
