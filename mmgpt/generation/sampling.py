@@ -12,6 +12,7 @@ from mmgpt.generation.decoding import Answer, Choice, Decoding
 from mmgpt.tokenizer import GrowingText, Tokenizer
 
 COLDEST = 1e-4  # a temperature below which logits divided by it may be no numbers: the likeliest token is taken
+LIKELIEST = 256  # tokens mostly hold top_p; the others are sorted only where they do not
 GRAM = 2  # tokens that must have stood together before for what followed them to be guessed again
 
 
@@ -127,18 +128,27 @@ def draw(scores: Tensor, decoding: Decoding, draws: torch.Generator) -> int:
     order = None
     if decoding.top_k and decoding.top_k < len(scores):
         scores, order = scores.topk(decoding.top_k)
-    elif decoding.top_p < 1:
-        scores, order = scores.sort(descending=True)
     probabilities = scores.softmax(dim=-1)
     if decoding.top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens
-        beyond = before >= decoding.top_p
-        beyond[0] = False  # the likeliest is always left, though top_p be nothing in single precision
-        probabilities = probabilities.masked_fill(beyond, 0.0)
+        probabilities, places = _nucleus(probabilities, decoding.top_p)
+        order = places if order is None else order[places]
     if decoding.min_p:
         probabilities = probabilities.masked_fill(probabilities < decoding.min_p * probabilities.max(), 0.0)
-    chosen = int(torch.multinomial(probabilities, 1, generator=draws))
+    # The inverse of the cumulative distribution: torch.multinomial draws a number for each token of the vocabulary.
+    upto = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    place = torch.rand((), generator=draws, dtype=torch.float64) * upto[-1]
+    chosen = int(torch.searchsorted(upto, place, right=True))  # the first beyond it: never one of no probability
     return chosen if order is None else int(order[chosen])
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest of the likeliest that together have `top_p`, at least one: probabilities and places."""
+    likeliest, places = probabilities.topk(min(LIKELIEST, len(probabilities)))
+    if likeliest.sum() < top_p:
+        likeliest, places = probabilities.sort(descending=True)
+    before = likeliest.cumsum(dim=-1) - likeliest  # of the likelier tokens
+    count = max(1, int((before < top_p).sum()))
+    return likeliest[:count], places[:count]
 
 
 class Lookup:

@@ -41,6 +41,34 @@ def test_draws_follow_the_probabilities_that_are_left(settings, expected):
     assert shares(temperature=1.0, **settings) == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_k": 900}, {"top_p": 0.9999}])
+def test_draws_pass_a_test_of_their_distribution(settings):
+    """Pearson's chi-squared of 8000 draws: beyond its 99.9 % point for 7 degrees of freedom they would not be these."""
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    scores = torch.full((1000,), -torch.inf)
+    scores[::125] = weights.log()
+    decoding, draws = Decoding(temperature=1.0, **settings), torch.Generator().manual_seed(0)
+    drawn = torch.tensor([draw(scores, decoding, draws) for _ in range(8000)])
+    observed, expected = drawn.bincount(minlength=1000), 8000 * weights / weights.sum()
+    assert observed[::125].sum() == 8000
+    assert ((observed[::125] - expected) ** 2 / expected).sum() < 24.32
+
+
+@pytest.mark.parametrize("flat", [0.01, 0.0001])
+def test_the_nucleus_is_that_of_all_tokens_whether_few_hold_it_or_most(flat):
+    scores = -flat * torch.randperm(2000, generator=torch.Generator().manual_seed(1)).double()
+    ranked = sorted(range(2000), key=lambda token: -float(scores[token]))
+    left, held = set(), 0.0
+    for token in ranked:
+        if held < 0.5:
+            left.add(token)
+            held += float(scores.softmax(-1)[token])
+    draws = torch.Generator().manual_seed(0)
+    drawn = {draw(scores.float(), Decoding(temperature=1.0, top_p=0.5), draws) for _ in range(4000)}
+    assert drawn <= left
+    assert len(drawn) > 0.8 * len(left)
+
+
 def test_temperature_sharpens_and_flattens():
     total = sum(p**2 for p in (0.6, 0.3, 0.1))
     assert shares(temperature=0.5) == pytest.approx([p**2 / total for p in (0.6, 0.3, 0.1)], abs=0.1)
