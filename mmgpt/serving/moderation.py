@@ -1,7 +1,7 @@
 """A look at texts before the model sees them and before its clients do; here, at whether they hold what is on a list.
 
 A moderator is any function that tells whether a text must not pass: a list, a classifier, a call to a service. It is
-asked about what clients send and, again and again as it grows, about what the model answers.
+asked about what clients send and, as it grows by whole words, about what the model answers.
 """
 
 import re
@@ -42,6 +42,30 @@ class BlockList:
 
     def __call__(self, text: str) -> bool:
         return any(phrase in plain for plain in normalised(text) for phrase in self._phrases)
+
+
+def whole_words(text: str) -> int:
+    """How many characters of a text under way are words that nothing which follows makes other words.
+
+    The last word may grow, and so may single letters in a row, which are one; a character may be there in part.
+    """
+    end = len(text.rstrip("\ufffd"))
+    while end:
+        start = end
+        while start and not _separates(text[start - 1]):
+            start -= 1
+        if end < len(text) and _separates(text[end]) and re.search(r"[^\W_]{2}", text[start:end]):
+            return end
+        end = start and start - 1
+    return 0
+
+
+def _separates(character: str) -> bool:
+    """Whether it ends a word, whatever it is taken for."""
+    plain = unicodedata.normalize("NFKC", character)
+    if plain == "\ufffd" or unicodedata.category(character) in ("Mn", "Cf"):
+        return False
+    return re.fullmatch(r"[\W_]+", plain) is not None and SIGNS.keys().isdisjoint(plain)
 
 
 def normalised(text: str) -> list[str]:

@@ -5,6 +5,7 @@ import base64
 import json
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -25,7 +26,7 @@ from mmgpt.processor import Processor, TooLongError
 from mmgpt.serving.errors import APIError
 from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.metrics import Metrics
-from mmgpt.serving.moderation import Moderator
+from mmgpt.serving.moderation import Moderator, whole_words
 from mmgpt.serving.schema import (
     ChatRequest,
     CompletionRequest,
@@ -250,14 +251,12 @@ class Service:
         self.metrics.tokens.labels("prompt").inc(sum(len(request.prompt) for request in requests))
         try:
             async with aclosing(self.worker.follow(job)) as states:
-                passed: dict[int, Answer] = {}  # the answers as they were when they last passed
+                passages: defaultdict[int, Passage] = defaultdict(Passage)
                 async for answers in states:
                     if self.moderator is None:
                         yield answers
                         continue
-                    moderated = [
-                        _moderated(self.moderator, passed, number, answer) for number, answer in enumerate(answers)
-                    ]
+                    moderated = [passages[i].passed(answer, self.moderator) for i, answer in enumerate(answers)]
                     yield moderated
                     if all(answer.finish == FILTERED for answer in moderated):
                         return
@@ -321,15 +320,33 @@ def refusal() -> APIError:
     return APIError(400, "the request was refused by this server's moderation", code="content_policy_violation")
 
 
-def _moderated(moderator: Moderator, passed: dict[int, Answer], number: int, answer: Answer) -> Answer:
-    """The answer, or as much of it as has passed before, ended by the filter."""
-    before = passed.get(number, replace(answer, text="", tokens=[], choices=answer.choices and []))
-    if before.finish == FILTERED:
-        return before
-    if moderator(answer.text):
-        answer = replace(before, finish=FILTERED)
-    passed[number] = answer
-    return answer
+class Passage:
+    """One answer on its way past a moderator.
+
+    Of one under way the words that are whole are asked about and let pass; where they may not, it ends before them.
+    """
+
+    def __init__(self):
+        self.before: Answer | None = None
+        self.lengths: list[tuple[int, int]] = []  # of the text and the tokens of each state
+
+    def passed(self, answer: Answer, moderator: Moderator) -> Answer:
+        """As much of the answer as may pass."""
+        before = self.before or replace(answer, text="", tokens=[], choices=answer.choices and [])
+        done = answer.finish != "cancelled"
+        end = len(answer.text) if done else whole_words(answer.text)
+        self.lengths.append((len(answer.text), len(answer.tokens)))
+        if before.finish == FILTERED or (not done and end <= len(before.text)):
+            return before
+        if moderator(answer.text[:end]):
+            self.before = replace(before, finish=FILTERED)
+        elif done:
+            self.before = answer
+        else:
+            told = max((tokens for length, tokens in self.lengths if length <= end), default=0)
+            choices = answer.choices and answer.choices[:told]
+            self.before = replace(answer, text=answer.text[:end], tokens=answer.tokens[:told], choices=choices)
+        return self.before
 
 
 def _media_count(messages: Sequence[Message]) -> int:
