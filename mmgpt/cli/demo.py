@@ -82,11 +82,13 @@ def main(arguments: list[str]) -> None:
     model = ["--model", args.out]
     picture, speech, clip = (files[task] for task in ("caption", "transcribe", "describe"))
     print(f"\nreport: {Path(args.out) / 'report.html'} (open it in a browser)\nnext, on samples it has never seen:")
-    for command, truth in (
-        (["caption", picture.path, *model], picture.truth),
+    for command, comment in (
+        (["caption", picture.path, *model], f"truth: {picture.truth}"),
         (["ask", "How many shapes are there?", "--image", picture.path, *model], ""),
-        (["transcribe", speech.path, *model], speech.truth),
-        (["ask", clip.request, "--video", clip.path, *model], clip.truth),
+        (["transcribe", speech.path, *model], f"truth: {speech.truth}"),
+        (["ask", clip.request, "--video", clip.path, *model], f"truth: {clip.truth}"),
         (["info", args.out], ""),
+        (["serve", args.out], "a page to try it on, and OpenAI's API"),
     ):
-        print(f"  uv run mmgpt {shlex.join(map(str, command))}" + (f"   # truth: {truth}" if truth else ""))
+        extra = "--extra serve " if command[0] == "serve" else ""
+        print(f"  uv run {extra}mmgpt {shlex.join(map(str, command))}" + (f"   # {comment}" if comment else ""))

@@ -38,7 +38,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listening in sockets or []:
             host, port = listening.getsockname()[:2]
-            print(f"serving {self.service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            print(
+                f"serving {self.service.name} at {address} (a page to try it on; OpenAI's API: {address}/v1)",
+                flush=True,
+            )
 
 
 def serve(

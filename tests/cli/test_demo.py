@@ -30,6 +30,8 @@ def test_the_demo_runs_to_its_end_and_what_it_says_next_works(mmgpt_command, tmp
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("uv run mmgpt ")]
     assert [command[3] for command in commands] == ["caption", "ask", "transcribe", "ask", "info"]
     assert sum("# truth: " in line for line in lines) == 3
+    last = shlex.split(lines[-1], comments=True)
+    assert last == ["uv", "run", "--extra", "serve", "mmgpt", "serve", str(out)]
     for command in commands:
         again = mmgpt_command(*command[3:])
         assert (again.code, again.err) == (0, ""), command

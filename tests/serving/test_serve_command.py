@@ -45,7 +45,10 @@ def served(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.
         assert process.stdout is not None
         told = process.stdout.readline()
         assert told.startswith("serving small at http://127.0.0.1:"), process.communicate()
-        yield process, told.split()[-1].removesuffix("/v1")
+        url = told.split()[3]
+        assert told.endswith(f"API: {url}/v1)\n")
+        assert httpx.get(url).headers["content-type"].startswith("text/html")
+        yield process, url
     finally:
         process.kill()
         process.communicate()
