@@ -1,12 +1,13 @@
-"""How `mmgpt serve` does under load, beside the same model asked one request after another, and in batches of eight.
+"""How `mmgpt serve` does under load, beside the same model without a server, and beside a server made of FastAPI and
+transformers' generate (peer_server.py) with the same weights.
 
     python scripts/bench_serve.py                     # a random model of 30 M parameters with eyes and ears
     python scripts/bench_serve.py --model runs/demo
     python scripts/bench_serve.py --only soak --requests 10000
 
-Requests are pictures, sounds and texts in turn, streamed, greedy, 24 tokens at most. The soak sends them with one
-hostile request among ten: each good answer must be what it is alone, no status may be 500 or above, and the server's
-memory is told as it goes.
+Requests are pictures, sounds and texts in turn, streamed (but by the peer), greedy, 24 tokens at most. The soak sends
+them with one hostile request among ten: each good answer must be what it is alone, no status may be 500 or above, and
+the server's memory is told as it goes.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import time
 import wave
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came: the status, the text, seconds to its first piece and to its end, and its pieces."""
+    """What came: the status, the text, seconds to its first piece and to its end, and how many tokens it is."""
 
     status: int
     text: str
     first: float
     whole: float
-    pieces: int
+    tokens: int
 
 
 WORDS = "the a red blue green circle square left right of above below is are one two three what how"
@@ -122,6 +123,7 @@ def request(number: int) -> Request:
         parts, prompt = [{"type": "input_audio", "input_audio": audio}], [mmgpt.Audio(data)]
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     body = {"messages": [message], "temperature": 0, "max_tokens": TOKENS, "stream": True}
+    body["stream_options"] = {"include_usage": True}
     return Request(body, [*prompt, question])
 
 
@@ -160,11 +162,9 @@ def hostile(number: int) -> tuple[bytes, bool]:
 
 
 class Server:
-    """A server in a process of its own."""
+    """A server in a process of its own, which tells its address once it can be asked."""
 
-    def __init__(self, model: str, requests: int):
-        mmgpt_command = Path(sys.executable).with_name("mmgpt")
-        command = [mmgpt_command, "serve", model, "--port", "0", "--max-requests", str(requests)]
+    def __init__(self, *command: str | Path):
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         with self.log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -190,17 +190,21 @@ class Server:
 
 @contextmanager
 def served(model: str, requests: int = 256):
-    server = Server(model, requests)
-    try:
+    command = Path(sys.executable).with_name("mmgpt")
+    with closing(Server(command, "serve", model, "--port", "0", "--max-requests", str(requests))) as server:
         yield server
-    finally:
-        server.close()
+
+
+@contextmanager
+def peer(model: str):
+    with closing(Server(sys.executable, Path(__file__).with_name("peer_server.py"), model)) as server:
+        yield server
 
 
 async def ask(client: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Reply:
     """One request, streamed."""
     began = time.perf_counter()
-    first, pieces = 0.0, []
+    first, tokens, pieces = 0.0, 0, []
     async with client.stream("POST", f"{server.address}/v1/chat/completions", json=body) as reply:
         if reply.status_code != 200:
             await reply.aread()
@@ -208,12 +212,21 @@ async def ask(client: httpx.AsyncClient, server: Server, body: dict[str, Any]) -
         async for line in reply.aiter_lines():
             if not line.startswith("data: {"):
                 continue
-            choices = json.loads(line[6:])["choices"]
+            event = json.loads(line[6:])
+            choices, tokens = event["choices"], (event["usage"] or {"completion_tokens": 0})["completion_tokens"]
             if choices and (text := choices[0]["delta"].get("content")):
                 first = first or time.perf_counter() - began
                 pieces.append(text)
     whole = time.perf_counter() - began
-    return Reply(200, "".join(pieces).strip(), first or whole, whole, len(pieces))
+    return Reply(200, "".join(pieces).strip(), first or whole, whole, tokens)
+
+
+async def ask_peer(client: httpx.AsyncClient, server: Server, body: dict[str, Any]) -> Reply:
+    """One request, answered in one piece."""
+    began = time.perf_counter()
+    reply = await client.post(f"{server.address}/v1/chat/completions", json=body)
+    whole = time.perf_counter() - began
+    return Reply(reply.status_code, reply.json()["choices"][0]["message"]["content"], whole, whole, 0)
 
 
 async def together(
@@ -256,27 +269,50 @@ def load(model: str, count: int) -> None:
         f"{'clients':>14} {'requests/s':>10} {'/ one by one':>12} {'/ batches':>9}   "
         f"{'first piece, ms: p50 p95 p99':>28}   {'each token, ms: p50 p95 p99':>28}"
     )
+    lone: list[float] = []
     for clients in CLIENTS:
         with served(model) as server:
-            warm = request(10**6).body, request(10**6 + 1).body, request(10**6 + 2).body
-            asyncio.run(together(1, 3, lambda client, i, warm=warm, server=server: ask(client, server, warm[i])))
-
-            async def work(client: httpx.AsyncClient, i: int, server: Server = server) -> tuple[int, Reply]:
-                return i, await ask(client, server, requests[i].body)
-
-            began = time.perf_counter()
-            replies = asyncio.run(together(clients, count, work))
-            speed = count / (time.perf_counter() - began)
-        wrong = sum(reply.text != alone[i] for i, reply in replies)
-        if wrong:
-            sys.exit(f"{wrong} answers of {count} are not what they are alone")
-        firsts = [reply.first for _, reply in replies]
-        paces = [(reply.whole - reply.first) / (reply.pieces - 1) for _, reply in replies if reply.pieces > 1]
+            speed, replies = measured(server, ask, clients, requests, alone)
+        firsts = [reply.first for reply in replies]
+        lone = lone or firsts
+        paces = [(reply.whole - reply.first) / (reply.tokens - 1) for reply in replies if reply.tokens > 1]
         print(
             f"{clients:14} {speed:10.2f} {speed / speeds['one by one']:12.2f} {speed / speeds['batches of 8']:9.2f}   "
             f"{quantiles(firsts):>28}   {quantiles(paces):>28}",
             flush=True,
         )
+        if clients == 1:
+            print(f"{'':14} {1e3 * (1 / speed - 1 / speeds['one by one']):.1f} ms a request more than without a server")
+        else:
+            ratio = float(np.quantile(firsts, 0.99) / np.quantile(lone, 0.99))
+            print(f"{'':14} p99 of the first piece {ratio:.1f} times that of one client")
+    for clients in CLIENTS[:3]:
+        with peer(model) as server:
+            speed, replies = measured(server, ask_peer, clients, requests, alone)
+        wholes = quantiles([reply.whole for reply in replies])
+        print(f"{clients:14} {speed:10.2f} by the peer; whole answer, ms: p50 p95 p99 {wholes}", flush=True)
+
+
+def measured(
+    server: Server,
+    ask: Callable[[httpx.AsyncClient, Server, dict[str, Any]], Coroutine[Any, Any, Reply]],
+    clients: int,
+    requests: list[Request],
+    alone: list[str],
+) -> tuple[float, list[Reply]]:
+    """Requests a second by so many clients, and what came; each answer must be what it is alone."""
+    warm = [request(10**6 + i).body for i in range(3)]
+    asyncio.run(together(1, 3, lambda client, i: ask(client, server, warm[i])))
+
+    async def work(client: httpx.AsyncClient, i: int) -> tuple[int, Reply]:
+        return i, await ask(client, server, requests[i].body)
+
+    began = time.perf_counter()
+    replies = asyncio.run(together(clients, len(requests), work))
+    speed = len(requests) / (time.perf_counter() - began)
+    if wrong := sum(reply.text != alone[i] for i, reply in replies):
+        sys.exit(f"{wrong} answers of {len(requests)} are not what they are alone")
+    return speed, [reply for _, reply in replies]
 
 
 def soak(model: str, count: int) -> None:
