@@ -52,17 +52,26 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token of an answer as `Tokenizer.spelled` has it, how likely it is, and how likely without media."""
+
+    text: str
+    probability: float
+    blind: float
+
+
+@dataclass(frozen=True)
 class Word:
     """A word of an answer.
 
-    `probability` is that of all its tokens, `blind` the same where nothing is seen and heard. `maps` has one for each
-    surface: in nats, how much less likely the word is without that place (occlusion); or the share of the attention
-    that falls there (roll-out).
+    `probability` and `blind` are those of all its tokens. `maps` has one for each surface: in nats, how much less
+    likely the word is without that place (occlusion); or the share of the attention that falls there (roll-out).
     """
 
     text: str
     probability: float
     blind: float
+    tokens: list[Token]
     maps: list[np.ndarray]
 
 
@@ -76,6 +85,7 @@ class Explanation:
     surfaces: list[Surface]
     words: list[Word]
     rate: int
+    method: Method
 
 
 @torch.inference_mode()
@@ -109,7 +119,7 @@ def explain(
     rate = 0 if (audio := assistant.model.config.audio) is None else audio.sample_rate
     ids = example.ids[len(before) : -1]
     if not ids:
-        return Explanation(surfaces, [], rate)
+        return Explanation(surfaces, [], rate, method)
     spans = _words(assistant, ids)
     seen = _log_probabilities(assistant, [example], len(before))[0]  # tokens
     if method == "occlusion":
@@ -117,11 +127,14 @@ def explain(
     else:
         found, merged = _rolled_out(assistant, example, len(before), surfaces), torch.mean
     blind = _log_probabilities(assistant, [_without(example, surfaces)], len(before))[0]
+    pieces = zip(ids, seen.exp().tolist(), blind.exp().tolist(), strict=True)
+    tokens = [Token(assistant.tokenizer.spelled([id]), *shares) for id, *shares in pieces]
     words = []
     for text, span in spans:
         shares = (float(logs[span].sum().exp()) for logs in (seen, blind))
-        words.append(Word(text, *shares, maps=[merged(each[span], dim=0).cpu().numpy() for each in found]))
-    return Explanation(surfaces, words, rate)
+        maps = [merged(each[span], dim=0).cpu().numpy() for each in found]
+        words.append(Word(text, *shares, tokens=tokens[span], maps=maps))
+    return Explanation(surfaces, words, rate, method)
 
 
 def _words(assistant: Assistant, ids: list[int]) -> list[tuple[str, slice]]:

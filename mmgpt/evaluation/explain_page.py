@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmgpt.evaluation.explain import Explanation, Surface, Word
+from mmgpt.evaluation.explain import Explanation, Surface, Token, Word
 from mmgpt.evaluation.pictures import picture_uri, sound_uri, spectrogram
 from mmgpt.evaluation.report import write_page
 from mmgpt.files import atomic_write
 from mmgpt.media import Waveform
 
 SIDE = 240  # pixels of the larger side of a picture or a frame
+LEGENDS = {
+    "occlusion": "bright: hiding this place makes the word less likely",
+    "rollout": "bright: from here comes most of the attention that the word is made of (attention roll-out)",
+}
 LEAST = 0.1  # of a map, in nats or as a share: a word whose map is lower everywhere looks at no one place
 _VEIL = np.array([18, 20, 24], dtype=float)  # over what does not matter
 
@@ -41,7 +45,7 @@ def write_explanation(folder: Path, found: Explanation, question: str) -> None:
     answer = "".join(word.text for word in found.words).strip()
     body = f"""<header><h1>Where it looks for each word</h1>
 <dl><div><dt>asked</dt><dd>{escape(question)}</dd></div><div><dt>answered</dt><dd>{escape(answer)}</dd></div></dl>
-<p class="legend-line">bright: hiding this place makes the word less likely; blind: how likely it is when all media are
+<p class="legend-line">{LEGENDS[found.method]}; blind: how likely the word, or a token of it, is when all media are
 blank</p></header>
 <section class="surfaces">{"".join(_given(surface, found.rate) for surface in found.surfaces)}</section>
 <section class="spoken">{"".join(cards)}</section>"""
@@ -55,7 +59,15 @@ def _card(word: Word, sheet: Image.Image) -> str:
     if max(float(level.max()) for level in word.maps) < LEAST:
         told += ": no place of its own"
     picture = f'<img src="{picture_uri(sheet, max(sheet.size))}" alt="Where it looks for {escape(text)}">'
-    return f"<figure><figcaption><b>{escape(text)}</b><small>{told}</small></figcaption>{picture}</figure>\n"
+    tokens = "".join(map(_token, word.tokens)) if len(word.tokens) > 1 else ""
+    tokens = f'<ul class="tokens" aria-label="Its tokens">{tokens}</ul>' if tokens else ""
+    return f"<figure><figcaption><b>{escape(text)}</b><small>{told}</small>{tokens}</figcaption>{picture}</figure>\n"
+
+
+def _token(token: Token) -> str:
+    """A word of one token is that token."""
+    told = f"{token.probability:.0%}, blind {token.blind:.0%}"
+    return f"<li><code>{escape(token.text.strip() or '␣')}</code> {told}</li>"
 
 
 def _given(surface: Surface, rate: int) -> str:

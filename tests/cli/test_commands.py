@@ -272,15 +272,25 @@ def test_a_broken_picture_among_others_costs_itself_alone(mmgpt_command, model_d
 
 
 def test_explain_tells_each_word_and_writes_a_page(mmgpt_command, model_directory, media, tmp_path):
-    asked = ("explain", "--image", media / "good.jpg", "--answer", "A red circle", "--model", model_directory)
+    asked = ("explain", model_directory, "--image", media / "good.jpg", "--answer", "A red circle")
     told = mmgpt_command(*asked, "--method", "rollout", "--out", tmp_path / "seen")
     assert told.code == 0, told.err
     assert [line.split()[0] for line in told.out.splitlines()[:3]] == ["A", "red", "circle"]
     assert str(tmp_path / "seen" / "explanation.html") in told.out
     assert (tmp_path / "seen" / "02-red.png").exists()
+    assert "attention roll-out" in (tmp_path / "seen" / "explanation.html").read_text("utf-8")
     found = json.loads(mmgpt_command(*asked, "--method", "rollout", "--out", tmp_path / "seen", "--json").out)
-    assert found["question"] == "Describe the picture."
+    assert found["prompt"] == "Describe the picture."
     assert [word["text"] for word in found["words"]] == ["A", " red", " circle"]
     assert 0 < found["words"][1]["probability"] < 1
-    nothing = mmgpt_command("explain", "What?", "--model", model_directory)
+    assert found["words"][1]["tokens"]
+    own = mmgpt_command(*asked, "--prompt", "What is it?", "--out", tmp_path / "seen", "--json")
+    assert json.loads(own.out)["prompt"] == "What is it?"
+
+
+def test_explain_takes_the_model_first_and_wants_media(mmgpt_command, model_directory, media, tmp_path):
+    nothing = mmgpt_command("explain", model_directory, "--prompt", "What?")
     assert "no picture, sound or clip in the prompt" in nothing.error(1)
+    line = mmgpt_command("explain", "What?", "--image", media / "good.jpg").error(1)
+    assert "What?: no such directory" in line
+    assert "required: MODEL" in mmgpt_command("explain", "--image", media / "good.jpg").error(2)

@@ -61,6 +61,22 @@ def test_a_place_is_worth_what_the_word_loses_without_it(assistant, lone):
     assert max(np.abs(word.maps[0]).max() for word in found.words) > 0.01
 
 
+def test_the_tokens_of_a_word_are_likely_together_as_the_word_is(assistant, lone):
+    found = explain(assistant, asked(some_image(3, 32)), "A zebra.", "rollout")
+    assert "".join(token.text for word in found.words for token in word.tokens) == "A zebra."
+    before = assistant.processor.encode_prompt(asked(some_image(3, 32)))
+    example = assistant.processor.encode_answer(before, "A zebra.")
+    with torch.no_grad():
+        logs = assistant.model(collate([example])).log_softmax(1)
+    places = range(len(before), len(example) - 1)
+    alone = [float(logs[place - 1, example.ids[place]].exp()) for place in places]
+    assert [token.probability for word in found.words for token in word.tokens] == pytest.approx(alone, rel=1e-4)
+    for word in found.words:
+        assert np.prod([token.probability for token in word.tokens]) == pytest.approx(word.probability, rel=1e-4)
+        assert np.prod([token.blind for token in word.tokens]) == pytest.approx(word.blind, rel=1e-4)
+    assert len(found.words[1].tokens) > 1
+
+
 def test_a_cell_is_worth_the_mean_of_the_places_it_is_hidden_with(assistant, monkeypatch):
     monkeypatch.setattr(module, "CELLS", {**module.CELLS, "audio": (4,)})
     sound = some_audio(1, 3200)
@@ -183,4 +199,6 @@ def test_the_page_has_a_picture_for_each_word(assistant, tmp_path, monkeypatch):
     assert "<b>&lt;b&gt;</b>" in page
     assert page.count("<figcaption>") == len(found.words) == 3
     assert page.count("<audio") == 2  # the sound, and that of the clip
+    assert "hiding this place makes the word less likely" in page
+    assert page.count("<li><code>") == sum(len(word.tokens) for word in found.words if len(word.tokens) > 1) > 0
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["01-A.png", "02-b.png", "03-square.png"]
