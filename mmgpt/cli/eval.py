@@ -21,10 +21,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="a trained model, or one of the Hub; several are compared"
     )
-    parser.add_argument(
-        "--format", required=True, choices=get_args(FileFormat), metavar="FORMAT", help=f"of the data: {formats}"
-    )
     parser.add_argument("--data", required=True, metavar="PATH", help="the folder or file to read")
+    parser.add_argument(
+        "--format",
+        choices=get_args(FileFormat),
+        metavar="FORMAT",
+        help=f"of the data (default: what the names of its files tell): {formats}",
+    )
     parser.add_argument("--split", default="dev", metavar="NAME", help="which part of the data (default: %(default)s)")
     parser.add_argument(
         "--task",
@@ -62,16 +65,18 @@ def main(arguments: list[str]) -> None:
 
     from pathlib import Path
 
+    from mmgpt.data.readers import format_of
     from mmgpt.evaluation.exam import Exam, compared_json, examine, examine_all, text_length
     from mmgpt.evaluation.table import print_scores
     from mmgpt.generation import Decoding
 
-    length = text_length(args.models) if args.format == "texts" else Exam.text_length
+    format = args.format or format_of(args.data)
+    length = text_length(args.models) if format == "texts" else Exam.text_length
     decoding = Decoding(**options.decoding(args))
     exams = [
         Exam(
             model,
-            args.format,
+            format,
             args.data,
             args.split,
             args.task,

@@ -1,5 +1,7 @@
 """From the `data` section of a configuration to samples: which reader reads which format."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,20 +9,21 @@ from pathlib import Path
 from mmgpt.data.captions import read_captions
 from mmgpt.data.chat import read_chat
 from mmgpt.data.coco import read_coco
-from mmgpt.data.folders import read_folders
+from mmgpt.data.folders import PARTS, read_folders
 from mmgpt.data.hf import read_hf
 from mmgpt.data.lazy import LazySamples
-from mmgpt.data.llava import read_llava
+from mmgpt.data.llava import MEDIA, read_llava
 from mmgpt.data.mixture import Mixture, chained
 from mmgpt.data.parquet import read_parquet
 from mmgpt.data.sample import Sample
 from mmgpt.data.sounds import read_sounds
 from mmgpt.data.speech import read_speech
+from mmgpt.data.table import parse_json, read_lines
 from mmgpt.data.texts import read_texts
 from mmgpt.data.vqa import read_vqa
 from mmgpt.data.webdataset import read_webdataset
-from mmgpt.errors import ConfigError
-from mmgpt.run_config import DataConfig
+from mmgpt.errors import ConfigError, DataError
+from mmgpt.run_config import DataConfig, FileFormat
 
 READERS: dict[str, Callable[[Path, str], Sequence[Sample]]] = {
     "captions": read_captions,
@@ -36,6 +39,58 @@ READERS: dict[str, Callable[[Path, str], Sequence[Sample]]] = {
     "webdataset": read_webdataset,
     "hf": read_hf,
 }
+
+# The files by whose names a format is known, the first that fits: the name of a file, or of one below a folder.
+_SIGNS: tuple[tuple[FileFormat, str], ...] = (
+    ("hf", r"dataset_(dict|info)\.json"),
+    ("vqa", r"(.+_)?questions\.json"),
+    ("coco", r"(annotations/)?captions[^/]*\.json"),
+    ("captions", r"captions\.(csv|tsv|jsonl|txt)|Flickr8k\.token\.txt"),
+    ("sounds", r"(transcripts|labels|metadata)\.(csv|tsv|jsonl)"),
+    ("speech", r"([a-z]+_)?manifest\.jsonl?|.*\.trans\.txt"),
+    ("parquet", r".*\.parquet"),
+    ("webdataset", r".*\.tar"),
+    ("chat", r"[^/]+\.jsonl"),
+    ("llava", r"[^/]+\.json"),
+    ("texts", r".*\.(csv|tsv|jsonl)"),
+    ("folders", rf".+/[^/]+({'|'.join(map(re.escape, PARTS))})"),
+    ("texts", r".*\.txt"),
+)
+
+
+def format_of(path: str | Path) -> FileFormat:
+    """The format of a data set, as far as the names of its files tell it, and of a .jsonl its first line.
+
+    Raises:
+        ConfigError: They tell none.
+        DataError: There is no such file or folder, or the first line is no JSON.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = [
+            os.path.relpath(os.path.join(folder, name), path)  # noqa: PTH118  a Path for each file is slow
+            for folder, _, found in os.walk(path)
+            for name in found
+        ]
+    else:
+        names = [path.name]
+    for format, sign in _SIGNS:
+        known = re.compile(sign, re.IGNORECASE)
+        if found := [name for name in names if known.fullmatch(name)]:
+            return _of_lines(path / min(found) if path.is_dir() else path) if format == "chat" else format
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    raise ConfigError(f"{path}: the names of the files tell no format; say which: {', '.join(READERS)}")
+
+
+def _of_lines(path: Path) -> FileFormat:
+    """The format of JSON lines that may be any of four."""
+    (number, line), *_ = read_lines(path)
+    row = parse_json(line, path, number)
+    if isinstance(row, dict) and "messages" not in row:
+        return "llava" if "conversations" in row else "speech" if "audio_filepath" in row else "texts"
+    named = isinstance(row, dict) and any(kind in row or f"{kind}s" in row for kind in MEDIA)
+    return "llava" if named else "chat"
 
 
 def read_samples(config: DataConfig, split: str, seed: int = 0) -> Sequence[Sample]:

@@ -29,7 +29,7 @@ def test_eval_prints_the_scores_and_where_the_report_is(mmgpt_command, model_dir
     assert "caption, CIDEr-D" in told.out
     assert "1 samples or answers could not be used" in told.out
     assert str(tmp_path / "out" / "report.html") in told.out
-    again = mmgpt_command(*arguments, "--json")
+    again = mmgpt_command(*arguments[:2], *arguments[4:], "--json")  # the format is told by the data
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert json.loads(again.out) == {"model": str(model_directory), "scores": results["scores"], "failed": 1}
 
@@ -73,7 +73,7 @@ def test_two_models_are_compared_sample_by_sample(mmgpt_command, model_directory
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["eval", "m", "--data", "x"], "required: --format"),
+        (["eval", "m"], "required: --data"),
         (["eval", "m", "--format", "world", "--data", "x"], "invalid choice: 'world'"),
         (["eval", "m", "--format", "captions", "--data", "x", "--limit", "0"], "--limit: must be a whole number"),
         (["eval", "m", "--format", "captions", "--data", "x", "--task", "sing"], "invalid choice: 'sing'"),
@@ -81,6 +81,12 @@ def test_two_models_are_compared_sample_by_sample(mmgpt_command, model_directory
 )
 def test_bad_usage_of_eval_is_one_line_and_2(mmgpt_command, arguments, told):
     assert told in mmgpt_command(*arguments).error(2)
+
+
+def test_data_of_no_known_format_want_it_told(mmgpt_command, model_directory, tmp_path):
+    (tmp_path / "a.xyz").touch()
+    line = mmgpt_command("eval", model_directory, "--data", tmp_path).error(2)
+    assert f"{tmp_path}: the names of the files tell no format; say which: captions, coco" in line
 
 
 def test_data_that_are_not_there_are_told(mmgpt_command, model_directory, tmp_path):

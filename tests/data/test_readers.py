@@ -8,8 +8,8 @@ import pytest
 
 from mmgpt.content import Text
 from mmgpt.data.mixture import Mixture
-from mmgpt.data.readers import READERS, read_samples
-from mmgpt.errors import ConfigError
+from mmgpt.data.readers import READERS, format_of, read_samples
+from mmgpt.errors import ConfigError, DataError
 from mmgpt.run_config import DataConfig, FileFormat, SourceConfig
 
 COCO = '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": "A."}]}'
@@ -35,6 +35,9 @@ def test_each_format_has_its_reader(tmp_path, format, file, text, task):
     (tmp_path / file).write_text(text)
     (tmp_path / "a").touch()
     [sample] = read_samples(DataConfig(format=format, path=str(tmp_path / file)), "dev")
+    assert format_of(tmp_path / file) == format
+    if format != "chat":  # which is read from a file alone
+        assert format_of(tmp_path) == format
     assert (sample.answers, sample.task, sample.prompt[-1].role) == (("A.",), task, "user")
 
 
@@ -56,8 +59,56 @@ def test_each_format_of_folders_has_its_reader(tmp_path):
     for format in tested:
         [sample] = read_samples(DataConfig(format=format, path=str(tmp_path / format)), "dev")
         assert sample.answers == ("A.",)
+        assert format_of(tmp_path / format) == format
     one_file = {"captions", "coco", "sounds", "chat", "llava", "speech", "texts"}
     assert one_file | set(tested) == set(READERS) == set(get_args(FileFormat))
+
+
+@pytest.mark.parametrize(
+    ("files", "format"),
+    [
+        (["Flickr8k.token.txt", "Flicker8k_Dataset/a.jpg"], "captions"),
+        (["annotations/captions_train2017.json", "train2017/a.jpg"], "coco"),
+        (["rows.json", "images/a.jpg"], "llava"),
+        (["rows.csv", "images/a.jpg"], "texts"),
+        (["dog/a.jpg", "README.txt"], "folders"),
+        (["train/dog/A.WAV"], "folders"),
+        (["more/a.txt"], "texts"),
+        (["dev-clean/19/198/19-198.trans.txt", "dev-clean/19/198/19-198-0000.flac"], "speech"),
+        (["data/train-00000-of-00001.parquet", "README.md"], "parquet"),
+        (["train/state.json", "train/dataset_info.json", "dataset_dict.json"], "hf"),
+    ],
+)
+def test_the_format_is_told_by_the_names_of_the_files(tmp_path, files, format):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert format_of(tmp_path) == format
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        (CHAT, "chat"),
+        (f'{{"messages": {CHAT}}}', "chat"),
+        (f'{{"messages": {CHAT}, "images": ["a.jpg"]}}', "llava"),
+        (f'{{"conversations": {CHAT}}}', "llava"),
+        ('{"audio_filepath": "a", "text": "A."}', "speech"),
+        ('{"question": "Q", "answer": "A."}', "texts"),
+    ],
+)
+def test_the_format_of_json_lines_is_told_by_the_first(tmp_path, row, format):
+    (tmp_path / "a.jsonl").write_text(f"\n{row}\n")
+    assert format_of(tmp_path / "a.jsonl") == format
+
+
+def test_shards_may_be_a_pattern_and_what_tells_no_format_is_told(tmp_path):
+    assert format_of(tmp_path / "train-*.tar") == "webdataset"
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ConfigError, match=r"tell no format; say which: captions, coco, "):
+        format_of(tmp_path)
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        format_of(tmp_path / "nowhere")
 
 
 def test_a_mixture_is_drawn_by_weight_and_validates_on_each_source(tmp_path):
