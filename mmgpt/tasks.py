@@ -65,7 +65,7 @@ TASKS = {
         ("accuracy", "macro_f1"),
         exact=True,
     ),
-    "translate": Task(("Translate into {to}.",), ("sacrebleu", "chrf")),
+    "translate": Task(("Translate into {to}.",), ("translation_bleu", "chrf")),
     "summarize": Task(("Summarize the text.",), ("rouge_l",)),
     "ask": Task(("",), ("exact_match", "f1", "vqa"), exact=True),
     "write": Task(("",), ("bleu",)),

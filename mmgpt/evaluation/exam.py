@@ -279,7 +279,7 @@ def score_json(score: TaskScore) -> dict[str, Any]:
         "n": score.n,
         "lower_is_better": score.lower_is_better,
         "times": score.times,
-    }
+    } | ({"signature": score.signature} if score.signature else {})
 
 
 def _number(value: float) -> float | None:

@@ -46,6 +46,7 @@ class TaskScore:
         chance: What guessing reaches.
         before: What the model reached before it was trained on.
         lower_is_better: True for error rates.
+        signature: What must be the same for scores to compare, where the metric's original tells it.
     """
 
     task: str
@@ -61,6 +62,7 @@ class TaskScore:
     chance: float | None = None
     before: float | None = None
     lower_is_better: bool = False
+    signature: str = ""
 
     @property
     def reached(self) -> bool | None:
@@ -232,6 +234,8 @@ def _row(score: TaskScore) -> str:
     detail = "".join(f"<small>{text}</small>" for text in details)
     control = "–" if score.control is None else score.shown(score.control)
     name = f"{escape(score.task)}<small>{escape(score.metric)}</small>"
+    if score.signature:
+        name += f'<small class="signature">{escape(score.signature)}</small>'
     return f"""<tr role="row"><th role="rowheader" scope="row">{name}</th>
 <td role="cell" class="value"><b>{score.shown(score.score)}</b>{detail}</td>
 <td role="cell" class="chart">{bar}{groups}</td>

@@ -18,12 +18,13 @@ from mmgpt.evaluation.metrics.likelihood import bits_per_byte, bits_per_characte
 from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
 from mmgpt.evaluation.metrics.text import (
     character_error_rate,
+    chrf,
     classification,
     exact_match,
     is_match,
-    sacrebleu,
-    squad,
+    translation_bleu,
     word_error_rate,
+    word_f1,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 from mmgpt.evaluation.metrics.wups import WUPS_LIMITS, WordNet, wups
@@ -71,14 +72,12 @@ METRICS: dict[str, Metric] = {
     "cider": Metric("CIDEr-D", cider, ""),
     "bleu": Metric("BLEU-4", lambda candidates, references: bleu(candidates, references)[3], ""),
     "rouge_l": Metric("ROUGE-L", rouge_l, ""),
-    "sacrebleu": Metric(
-        "BLEU", lambda candidates, references: sacrebleu(candidates, references, "BLEU")["BLEU"][0], ""
-    ),
-    "chrf": Metric("chrF", lambda candidates, references: sacrebleu(candidates, references, "chrF")["chrF"][0], ""),
+    "translation_bleu": Metric("BLEU", translation_bleu, ""),
+    "chrf": Metric("chrF", chrf, ""),
     "wer": Metric("word error rate", word_error_rate, lower_is_better=True),
     "cer": Metric("character error rate", character_error_rate, lower_is_better=True),
     "exact_match": Metric("exact match", exact_match, share=True),
-    "f1": Metric("F1 of words", lambda candidates, references: squad(candidates, references)[1]),
+    "f1": Metric("F1 of words", word_f1),
     "vqa": Metric("VQA accuracy", vqa_accuracy, votes=True),
     "accuracy": Metric(
         "accuracy", lambda candidates, references: classification(candidates, references)[0], share=True
@@ -222,6 +221,7 @@ def _row(one: Measured, control: float | None) -> TaskScore:
         else percentiles(bootstrap({metric.name: one.score})[metric.name]),
         control=control,
         lower_is_better=metric.lower_is_better,
+        signature=one.score.signature,
     )
 
 

@@ -11,10 +11,12 @@ from mmgpt.evaluation.metrics.java import java_scores
 from mmgpt.evaluation.metrics.score import RESAMPLES, Interval, Score, bootstrap, p_value, percentiles
 from mmgpt.evaluation.metrics.text import (
     character_error_rate,
+    chrf,
     classification,
-    sacrebleu,
-    squad,
+    exact_match,
+    translation_bleu,
     word_error_rate,
+    word_f1,
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 from mmgpt.evaluation.metrics.wups import WUPS_LIMITS, WordNet, wups
@@ -26,7 +28,7 @@ _TOKENS = {  # how texts are cut and brought to one form
     "caption": "ptb",
     "vqa": "vqa",
     "asr": "space",
-    "translation": "13a",
+    "translation": "sacrebleu",
     "classification": "none",
     "qa": "squad",
 }
@@ -82,15 +84,14 @@ def score(
     elif task == "asr":
         scores = {"WER": word_error_rate(candidates, texts), "CER": character_error_rate(candidates, texts)}
     elif task == "translation":
-        found = sacrebleu(candidates, texts)
-        scores = {name: one for name, (one, _) in found.items()}
-        signature |= {name: of for name, (_, of) in found.items()}
+        scores = {"BLEU": translation_bleu(candidates, texts), "chrF": chrf(candidates, texts)}
     elif task == "classification":
         scores = dict(zip(("accuracy", "macro-F1"), classification(candidates, texts), strict=True))
     else:
-        scores = dict(zip(("exact match", "F1"), squad(candidates, texts), strict=True))
+        scores = {"exact match": exact_match(candidates, texts), "F1": word_f1(candidates, texts)}
         if wordnet is not None:
             scores |= {f"WUPS@{limit}": wups(candidates, texts, wordnet, limit) for limit in WUPS_LIMITS}
+    signature |= {name: one.signature for name, one in scores.items() if one.signature}
     values = {name: one.value for name, one in scores.items()}
     return Scores(values, bootstrap(scores, SEED), signature, left_out)
 

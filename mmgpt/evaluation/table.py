@@ -33,6 +33,9 @@ def print_scores(scores: Sequence[TaskScore], broken: Sequence[str], listed: str
     console.print()
     console.print(table)
     console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
+    for score in scores:
+        if score.signature:
+            console.print(f"{score.task}, {score.metric}: {score.signature}", style="dim", soft_wrap=True, markup=False)
     if broken:
         console.print(
             f"{len(broken)} samples or answers could not be used; the first: {broken[0]} (all in {listed})",

@@ -47,6 +47,19 @@ def test_answers_to_questions_get_wups_where_wordnet_is_given(mmgpt_command, mod
         assert [score["metric"] for score in json.loads(told.out)["scores"]] == metrics
 
 
+def test_translations_are_told_with_the_signature_of_their_score(mmgpt_command, model_directory, tmp_path):
+    rows = [{"source": "A dog runs.", "target": "一只狗在跑。"}, {"source": "He bought it.", "target": "他买了。"}]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("eval", model_directory, "--data", tmp_path, "--task", "translate", "--out", tmp_path / "out", *SHORT)
+    told = mmgpt_command(*arguments)
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    bleu, chrf = (score["signature"] for score in results["scores"])
+    assert "|tok:zh|" in bleu
+    assert "|nc:6|" in chrf
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(signature in page and signature in told.out for signature in (bleu, chrf))
+
+
 def test_eval_refuses_other_settings_in_the_same_place(mmgpt_command, model_directory, walls, tmp_path):
     arguments = ("eval", model_directory, "--format", "captions", "--data", walls, "--out", tmp_path / "out", *SHORT)
     assert mmgpt_command(*arguments, "--limit", 2).code == 0

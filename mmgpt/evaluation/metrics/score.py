@@ -23,10 +23,12 @@ class Score:
     Args:
         n: Number of samples.
         weighted: The score where sample i counts `weights[i]` times; nan where it is not defined.
+        signature: What must be the same for scores to compare, where the original tells it (sacrebleu).
     """
 
     n: int
     weighted: Callable[[np.ndarray], float]
+    signature: str = ""
 
     @property
     def value(self) -> float:

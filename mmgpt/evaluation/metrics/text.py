@@ -4,47 +4,48 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jiwer
 import numpy as np
 
-from mmgpt.evaluation.metrics.captions import tokenize
 from mmgpt.evaluation.metrics.score import Score, check, mean
 
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_HAN = range(0x4E00, 0xA000)  # Chinese characters in Unicode
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
-    """The share of candidates that match one of their references (see `is_match`)."""
+    """The share of candidates that match one of their references, as SQuAD 2.0's own script has it (see `is_match`)."""
     check(candidates, references)
     return mean([float(is_match(*pair)) for pair in zip(candidates, references, strict=True)])
 
 
 def is_match(candidate: str, references: Sequence[str]) -> bool:
-    """Whether the candidate says the same words as one of the references; case, punctuation and space do not count."""
+    """Whether the candidate says the same words as one of the references (Rajpurkar et al. 2018).
 
-    def words(text: str) -> list[str]:
-        return tokenize(text) or text.split()  # an answer may be a punctuation mark
+    Case, punctuation, articles and space do not count. Where no reference has a word left, the right answer is one
+    without words.
+    """
+    return _squad_words(candidate) in _squad_truths(references)
 
-    return any(words(candidate) == words(truth) for truth in references)
 
+def word_f1(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """F1 of words as SQuAD 2.0's own script computes it, words as in `is_match`; the best of several references counts.
 
-def squad(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Score, Score]:
-    """Exact match and F1 of words as SQuAD 2.0's own script computes them (Rajpurkar et al. 2018).
-
-    Case, punctuation, articles and space do not count; of several references the best one does. Where no reference has
-    a word left, the right answer is one without words.
+    The mean over samples.
     """
     check(candidates, references)
-    exact, f1 = [], []
-    for candidate, group in zip(candidates, references, strict=True):
-        words = _squad_words(candidate)
-        truths = [truth for truth in map(_squad_words, group) if truth] or [[]]
-        exact.append(float(words in truths))
-        f1.append(max(_word_f1(words, truth) for truth in truths))
-    return mean(exact), mean(f1)
+    return mean(
+        [
+            max(_word_f1(_squad_words(candidate), truth) for truth in _squad_truths(group))
+            for candidate, group in zip(candidates, references, strict=True)
+        ]
+    )
 
 
 def word_error_rate(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
@@ -61,31 +62,22 @@ def character_error_rate(candidates: Sequence[str], references: Sequence[Sequenc
     return _error_rate(candidates, references, jiwer.process_characters)
 
 
-def sacrebleu(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], *names: str
-) -> dict[str, tuple[Score, str]]:
-    """BLEU and chrF as sacrebleu computes them by default, each with its signature (Post 2018, Popović 2015).
+def translation_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """BLEU as sacrebleu computes it (Post 2018), with its signature; a fraction, where sacrebleu prints it times 100.
 
-    Of the two those that are named, or both.
-
-    They are fractions as all scores are: sacrebleu prints them times 100.
+    Texts are cut as sacrebleu does by default (13a), or, where most letters of the references are Chinese characters,
+    as it does for Chinese (zh): else a whole sentence would be one word.
     """
-    from sacrebleu.metrics import BLEU, CHRF  # 0.2 s
+    from sacrebleu.metrics import BLEU  # 0.2 s
 
-    check(candidates, references)
-    most = max(map(len, references))
-    streams: list[list[Any]] = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
-    found = {}
-    metrics = {"BLEU": BLEU, "chrF": CHRF}
-    for name in names or metrics:
-        metric = metrics[name]()
-        sums = np.array(metric._extract_corpus_statistics(candidates, streams), dtype=float)
+    return _sacrebleu(BLEU(tokenize="zh" if _is_chinese(references) else "13a"), candidates, references)
 
-        def corpus(weights: np.ndarray, metric: BLEU | CHRF = metric, sums: np.ndarray = sums) -> float:
-            return metric._compute_score_from_stats((weights @ sums).tolist()).score / 100
 
-        found[name] = Score(len(candidates), corpus), str(metric.get_signature())
-    return found
+def chrf(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """chrF (Popović 2015) as sacrebleu computes it by default, with its signature; a fraction."""
+    from sacrebleu.metrics import CHRF
+
+    return _sacrebleu(CHRF(), candidates, references)
 
 
 def classification(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Score, Score]:
@@ -109,8 +101,29 @@ def classification(candidates: Sequence[str], references: Sequence[Sequence[str]
     return mean(right), Score(len(candidates), macro_f1)
 
 
+def _sacrebleu(metric: "BLEU | CHRF", candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    check(candidates, references)
+    most = max(map(len, references))
+    streams: list[list[Any]] = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
+    sums = np.array(metric._extract_corpus_statistics(candidates, streams), dtype=float)
+
+    def corpus(weights: np.ndarray) -> float:
+        return metric._compute_score_from_stats((weights @ sums).tolist()).score / 100
+
+    return Score(len(candidates), corpus, str(metric.get_signature()))
+
+
+def _is_chinese(references: Sequence[Sequence[str]]) -> bool:
+    letters = [letter for group in references for text in group for letter in text if letter.isalpha()]
+    return 2 * sum(ord(letter) in _HAN for letter in letters) > len(letters)
+
+
 def _squad_words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _squad_truths(references: Sequence[str]) -> list[list[str]]:
+    return [truth for truth in map(_squad_words, references) if truth] or [[]]
 
 
 def _word_f1(words: list[str], truth: list[str]) -> float:
