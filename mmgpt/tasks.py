@@ -31,6 +31,7 @@ class Task:
 
 
 RETRIEVE = "retrieve"  # what is evaluated of a model that pairs media with texts; nothing is asked
+CAPTION_METRICS = ("cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor")
 TASKS = {
     "caption": Task(
         (
@@ -38,7 +39,7 @@ TASKS = {
             "What is in the picture?",
             "What does the picture show?",
         ),
-        ("cider", "bleu"),
+        CAPTION_METRICS,
     ),
     "describe": Task(
         (
@@ -46,7 +47,7 @@ TASKS = {
             "What happens in the video?",
             "What do you see and hear?",
         ),
-        ("cider", "bleu"),
+        CAPTION_METRICS,
     ),
     "transcribe": Task(
         (
@@ -68,6 +69,6 @@ TASKS = {
     "translate": Task(("Translate into {to}.",), ("translation_bleu", "chrf")),
     "summarize": Task(("Summarize the text.",), ("rouge_l",)),
     "ask": Task(("",), ("exact_match", "f1", "vqa"), exact=True),
-    "write": Task(("",), ("bleu",)),
+    "write": Task(("",), ("bleu_4",)),
     "continue": Task(("",), ("perplexity", "bits_per_byte", "bits_per_character"), likelihood=True),
 }

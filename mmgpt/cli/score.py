@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "caption": "COCO results .json against COCO captions .json: BLEU, ROUGE-L, CIDEr-D; METEOR and SPICE with Java",
-    "vqa": "VQA results .json against VQA v2 annotations .json: VQA accuracy",
+    "vqa": "VQA results .json against VQA v2 annotations .json: VQA accuracy, of each type of question and answer too",
     "asr": "word and character error rate, as jiwer has them",
     "translation": "BLEU and chrF, as sacrebleu has them",
     "classification": "accuracy and macro-F1",
@@ -24,10 +24,13 @@ def main(arguments: list[str]) -> None:
     parser.epilog = (
         "tasks:\n"
         + "\n".join(f"  {name:16}{what}" for name, what in TASKS.items())
-        + "\n\nThe last four read .tsv, .csv or .jsonl with the columns id and text. Intervals hold 95 %."
+        + "\n\nThe last four read .tsv, .csv or .jsonl with the columns id and text; all of them an answers.jsonl of\n"
+        "`mmgpt eval`, which has both predictions and references. Intervals hold 95 %."
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", help="what the system says")
-    parser.add_argument("references", metavar="REFERENCES", help="what is right")
+    parser.add_argument(
+        "references", nargs="?", metavar="REFERENCES", help="what is right (default: PREDICTIONS, an answers.jsonl)"
+    )
     parser.add_argument("--task", required=True, choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--against", metavar="PREDICTIONS", help="another system, compared sample by sample")
     parser.add_argument("--wordnet", metavar="DIR", help="WordNet's files (Debian: /usr/share/wordnet), for WUPS of qa")
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> None:
     from mmgpt.evaluation.predictions import read_predictions, read_references
     from mmgpt.evaluation.scoring import compared, score
 
-    references = read_references(Path(args.references), args.task)
+    references = read_references(Path(args.references or args.predictions), args.task)
     files = [Path(name) for name in (args.predictions, args.against) if name is not None]
     said = [read_predictions(path, args.task, references) for path in files]
     wordnet = WordNet(args.wordnet) if args.wordnet else None

@@ -1,7 +1,7 @@
 """What every reader of data returns: one exchange to learn from or to be asked."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from mmgpt.content import Content, Medium, Message, Part, Text, text_of
 from mmgpt.errors import DataError
@@ -19,6 +19,7 @@ class Sample:
         task: Name of the task; scores are reported per task.
         where: Where the sample comes from, for error messages: "file:line" or "world 17".
         group: Names samples that evaluation reports apart from the rest of their task; "" for those of the rest.
+        kinds: What kind of sample it is, where the data tell: {"question type": "how many"}; scores are told by kind.
         votes: What each of the people said who were asked, where the data tell (VQA's ten). They are scored against and
             never learned from.
         more: Further samples of the same media, the very same parts. In training these are then decoded and encoded
@@ -31,6 +32,7 @@ class Sample:
     where: str
     group: str = ""
     votes: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
     more: tuple["Sample", ...] = ()
 
     def __post_init__(self) -> None:

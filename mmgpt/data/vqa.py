@@ -11,16 +11,16 @@ In training all questions about a picture are one sample, so that it is decoded 
 counts pictures then. Training learns the one answer most people gave (multiple_choice_answer): ten documents of one
 question would repeat it, and teach what few people said. Held-out questions may be answered as at least three of the
 ten did, whom VQA's own measure counts as wholly right; each answer once, the most frequent first. What each of the ten
-said is kept beside them, for that measure.
+said is kept beside them, for that measure, and the annotation's question_type and answer_type.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmgpt.content import Image, Message, Part
 from mmgpt.data.coco import objects
@@ -78,7 +78,7 @@ def _by_picture(samples: Sequence[Sample]) -> list[Sample]:
 
 def _sample(
     question: dict[str, Any],
-    answers: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]],
+    answers: dict[Any, "_Annotation"],
     folder: MediaFolder,
     subset: str,
     where: str,
@@ -93,14 +93,22 @@ def _sample(
         raise DataError(f"the question is {shown(text)}; it is a string that is not empty")
     names = (f"COCO_{subset}_{picture:012}.jpg", f"{picture:012}.jpg")
     found = next((name for name in names if folder.has(name)), names[0])
-    right, votes = answers[number]
+    right, votes, kinds = answers[number]
     picture = pictures.setdefault(found, Image(folder.find(found)))
-    return Sample((Message.of("user", picture, text.strip()),), right, "ask", where, votes=votes)
+    return Sample((Message.of("user", picture, text.strip()),), right, "ask", where, votes=votes, kinds=kinds)
 
 
-def _answers(path: Path, learn: bool, faults: Faults) -> dict[Any, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The right answers to each question, by its id, and unless it is to learn, what each of the people said."""
-    found: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+class _Annotation(NamedTuple):
+    """The right answers to a question, what each of the people said unless it is to learn, and its types."""
+
+    right: tuple[str, ...]
+    votes: tuple[str, ...]
+    kinds: dict[str, str]
+
+
+def _answers(path: Path, learn: bool, faults: Faults) -> dict[Any, _Annotation]:
+    """What is told of each question, by its id."""
+    found: dict[Any, _Annotation] = {}
     for where, annotation in objects(parse_json(read_text(path), path), "annotations", path):
         with faults.row():
             number = annotation.get("question_id")
@@ -110,7 +118,7 @@ def _answers(path: Path, learn: bool, faults: Faults) -> dict[Any, tuple[tuple[s
     return found
 
 
-def _answers_to(annotation: dict[str, Any], learn: bool, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _answers_to(annotation: dict[str, Any], learn: bool, where: str) -> _Annotation:
     given = annotation.get("answers")
     if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
         raise DataError(f'{where}: "answers" is {shown(given)}; it is a list of {{"answer": ...}}')
@@ -124,7 +132,13 @@ def _answers_to(annotation: dict[str, Any], learn: bool, where: str) -> tuple[tu
         raise DataError(f"{where}: the answer is {shown(first)}; fill it in or remove the question")
     agreed = [] if learn else [answer for answer, count in counts.most_common() if answer and count >= _AGREED]
     votes = () if learn or len(given) != _ASKED else tuple(answer.get("answer") for answer in given)
-    return tuple(dict.fromkeys([first.strip(), *agreed])), votes
+    return _Annotation(tuple(dict.fromkeys([first.strip(), *agreed])), votes, vqa_kinds(annotation))
+
+
+def vqa_kinds(annotation: Mapping[str, Any]) -> dict[str, str]:
+    """The types of question and answer that an annotation tells: {"question type": "how many", "answer type": ...}."""
+    told = {name: annotation.get(name) for name in ("question_type", "answer_type")}
+    return {name.replace("_", " "): str(kind) for name, kind in told.items() if kind}
 
 
 def _files(folder: Path) -> dict[str, dict[str, Path]]:

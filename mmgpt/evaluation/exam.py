@@ -332,6 +332,7 @@ def _all_lines(
         bar = progress.add_task("asking", total=len(samples), completed=len(lines))
         for i in range(len(lines), len(samples)):
             line = _asked(samples[i]) | {"truths": samples[i].votes or samples[i].references}
+            line |= {"kinds": dict(samples[i].kinds)} if samples[i].kinds else {}
             for name in ("prediction", "control")[: 1 + bool(media_of(samples[i]))]:
                 one = next(found)
                 line |= {name: _said(one)} if isinstance(one, Answered) else {f"{name}_failed": one.reason}

@@ -6,17 +6,20 @@
 | vqa | VQA results: [{"question_id": 1, "answer": "dog"}] | VQA v2: {"annotations": [...]} |
 | asr, translation, classification, qa | .tsv, .csv or .jsonl with `id` and `text` | the same |
 
-A reference of translation and qa may have several rows with one id: each is right.
+A reference of translation and qa may have several rows with one id: each is right. Predictions and references of any
+task may be an answers.jsonl, as `mmgpt eval` writes it; its samples that could not be asked are neither.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmgpt.data.coco import objects
 from mmgpt.data.faults import Faults
 from mmgpt.data.table import parse_json, read_table, read_text
+from mmgpt.data.vqa import vqa_kinds
 from mmgpt.errors import DataError, shown
 
 _JSON = {"caption": ("image_id", "caption"), "vqa": ("question_id", "answer")}
@@ -25,24 +28,23 @@ _SEVERAL = ("caption", "translation", "qa")  # tasks whose references may have o
 
 @dataclass(frozen=True)
 class Reference:
-    """What is right for one id: all right texts, where they are, and VQA's type of answer if it is told."""
+    """What is right for one id: all right texts, where they are, and VQA's types of question and answer if told."""
 
     texts: list[str]
     where: str
-    kind: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_references(path: Path, task: str) -> dict[str, Reference]:
     """The references by their ids, in the order of the file. Raises DataError."""
+    if (evaluated := _evaluated(path)) is not None:
+        return {name: Reference(row["truths"], where, row.get("kinds", {})) for name, (where, row) in evaluated.items()}
     found: dict[str, Reference] = {}
-    key, field = _JSON.get(task, ("id", "text"))
+    key, column = _JSON.get(task, ("id", "text"))
     for where, fields in _rows(path, task, "annotations"):
         name = _id(where, fields, key)
-        if task == "vqa":
-            texts, kind = _answers(where, fields), fields.get("answer_type", "")
-        else:
-            texts, kind = [_text(where, fields, field)], ""
-        known = found.setdefault(name, Reference([], where, str(kind)))
+        texts = _answers(where, fields) if task == "vqa" else [_text(where, fields, column)]
+        known = found.setdefault(name, Reference([], where, vqa_kinds(fields) if task == "vqa" else {}))
         if known.texts and task not in _SEVERAL:
             raise DataError(f"{where}: the {key} {shown(name)} is that of {known.where} too; keep one of the two")
         known.texts.extend(texts)
@@ -55,13 +57,15 @@ def read_predictions(path: Path, task: str, references: Mapping[str, Reference])
     Raises:
         DataError: The file is malformed, an id is there twice, or predictions and references are of different ids.
     """
-    key, field = _JSON.get(task, ("id", "text"))
+    key, column = _JSON.get(task, ("id", "text"))
     found: dict[str, tuple[str, str]] = {}  # where, text
-    for where, fields in _rows(path, task, "results"):
+    if (evaluated := _evaluated(path)) is not None:
+        found = {name: (where, _text(where, row, "prediction")) for name, (where, row) in evaluated.items()}
+    for where, fields in _rows(path, task, "results") if evaluated is None else ():
         name = _id(where, fields, key)
         if name in found:
             raise DataError(f"{where}: the {key} {shown(name)} is that of {found[name][0]} too; keep one of the two")
-        found[name] = where, _text(where, fields, field)
+        found[name] = where, _text(where, fields, column)
     if extra := [name for name in found if name not in references]:
         where = found[extra[0]][0]
         raise DataError(
@@ -74,6 +78,25 @@ def read_predictions(path: Path, task: str, references: Mapping[str, Reference])
             f"which {references[missing[0]].where} has; predict them all, an empty text if need be"
         )
     return [found[name][1] for name in references]
+
+
+def _evaluated(path: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:
+    """By their ids the lines of `mmgpt eval` that have a prediction, each with its place; None of another file.
+
+    Where questions stand in one row of the data, and so have its id, they are told apart by their order.
+    """
+    if path.name != "answers.jsonl":
+        return None
+    table = read_table(path, faults := Faults())
+    faults.raise_all()
+    found, seen = {}, Counter()
+    for where, row in table.rows:
+        if not isinstance(row.get("truths"), list):
+            raise DataError(f"{where}: no truths; an answers.jsonl is what `mmgpt eval` writes")
+        seen[name := _id(where, row, "id")] += 1
+        if "prediction" in row:
+            found[f"{name} #{seen[name]}"] = where, row
+    return found
 
 
 def _rows(path: Path, task: str, key: str) -> list[tuple[str, dict[str, Any]]]:

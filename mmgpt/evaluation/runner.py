@@ -13,7 +13,8 @@ from mmgpt.content import Audio, Image, Medium, Text, Video
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation.asking import Answered, answer_all
-from mmgpt.evaluation.metrics.captions import bleu, cider, rouge_l
+from mmgpt.evaluation.metrics.captions import NGRAMS, bleu, cider, rouge_l
+from mmgpt.evaluation.metrics.java import java_missing, meteor
 from mmgpt.evaluation.metrics.likelihood import bits_per_byte, bits_per_character, perplexity
 from mmgpt.evaluation.metrics.score import Score, bootstrap, percentiles, wilson
 from mmgpt.evaluation.metrics.text import (
@@ -70,8 +71,12 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "cider": Metric("CIDEr-D", cider, ""),
-    "bleu": Metric("BLEU-4", lambda candidates, references: bleu(candidates, references)[3], ""),
+    **{
+        f"bleu_{n}": Metric(f"BLEU-{n}", lambda candidates, references, n=n: bleu(candidates, references, n)[-1], "")
+        for n in range(1, NGRAMS + 1)
+    },
     "rouge_l": Metric("ROUGE-L", rouge_l, ""),
+    "meteor": Metric("METEOR", meteor, ""),
     "translation_bleu": Metric("BLEU", translation_bleu, ""),
     "chrf": Metric("chrF", chrf, ""),
     "wer": Metric("word error rate", word_error_rate, lower_is_better=True),
@@ -162,11 +167,11 @@ def _of_media(answered: Sequence[Answered], control: Sequence[Answered]) -> list
 def measured(answered: Sequence[Answered], wordnet: WordNet | None = None) -> list[Measured]:
     """The metrics of each task on its answers; one that no sample has references for is left out.
 
-    With WordNet, answers to questions are scored by WUPS too.
+    METEOR is left out where its Java program cannot run. With WordNet, answers to questions are scored by WUPS too.
     """
     found = []
     for task, own in _grouped(answered, lambda sample: sample.task).items():
-        metrics = [METRICS[name] for name in TASKS[task].metrics]
+        metrics = [METRICS[name] for name in TASKS[task].metrics if name != "meteor" or not java_missing()]
         if wordnet is not None and task == "ask":
             metrics += [
                 Metric(f"WUPS@{limit}", partial(wups, wordnet=wordnet, threshold=limit)) for limit in WUPS_LIMITS

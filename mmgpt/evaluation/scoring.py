@@ -80,7 +80,7 @@ def score(
         more, left_out = java_scores(candidates, texts)
         scores |= more
     elif task == "vqa":
-        scores = _with_kinds("accuracy", vqa_accuracy(candidates, texts), [one.kind for one in references])
+        scores = _with_kinds("accuracy", vqa_accuracy(candidates, texts), references)
     elif task == "asr":
         scores = {"WER": word_error_rate(candidates, texts), "CER": character_error_rate(candidates, texts)}
     elif task == "translation":
@@ -106,11 +106,12 @@ def compared(first: Scores, second: Scores) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _with_kinds(name: str, of_all: Score, kinds: Sequence[str]) -> dict[str, Score]:
+def _with_kinds(name: str, of_all: Score, references: Sequence[Reference]) -> dict[str, Score]:
     """A mean over samples, and that over the samples of each kind, if there are kinds."""
 
-    def of_kind(kind: str) -> Score:
-        mask = np.array([one == kind for one in kinds], dtype=float)
+    def of_kind(by: str, kind: str) -> Score:
+        mask = np.array([one.kinds.get(by) == kind for one in references], dtype=float)
         return Score(of_all.n, lambda weights: of_all.weighted(weights * mask))
 
-    return {name: of_all} | {f"{name} ({kind})": of_kind(kind) for kind in sorted(set(kinds) - {""})}
+    kinds = sorted({pair for one in references for pair in one.kinds.items()})
+    return {name: of_all} | {f"{name} ({kind})": of_kind(by, kind) for by, kind in kinds}

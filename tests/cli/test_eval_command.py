@@ -14,6 +14,7 @@ from mmgpt.config import GPTConfig, PairConfig
 from mmgpt.data.captions import read_captions
 from mmgpt.evaluation.retrieval import search
 
+CAPTION = ["CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
 SHORT = ("--max-new-tokens", 6, "--temperature", 1.0, "--seed", 3)
 
 
@@ -32,6 +33,17 @@ def test_eval_prints_the_scores_and_where_the_report_is(mmgpt_command, model_dir
     again = mmgpt_command(*arguments[:2], *arguments[4:], "--json")  # the format is told by the data
     results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert json.loads(again.out) == {"model": str(model_directory), "scores": results["scores"], "failed": 1}
+
+
+def test_what_it_leaves_is_scored_alike_by_mmgpt_score(mmgpt_command, model_directory, walls, tmp_path):
+    arguments = ("eval", model_directory, "--data", walls, "--out", tmp_path / "out", "--json", *SHORT)
+    scores = {one["metric"]: one for one in json.loads(mmgpt_command(*arguments).out)["scores"]}
+    told = json.loads(mmgpt_command("score", tmp_path / "out" / "answers.jsonl", "--task", "caption", "--json").out)
+    assert told["n"] == scores["CIDEr-D"]["n"] == 4
+    assert set(told["metrics"]) >= {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    for name, value in told["metrics"].items():
+        one = scores[name.replace("CIDEr", "CIDEr-D")]
+        assert (one["score"], one["interval"]) == (value, told["intervals"][name])
 
 
 def test_answers_to_questions_get_wups_where_wordnet_is_given(mmgpt_command, model_directory, tmp_path):
@@ -72,9 +84,7 @@ def test_two_models_are_compared_sample_by_sample(mmgpt_command, model_directory
     told = mmgpt_command(*arguments, "--out", tmp_path / "out", "--json")
     both = json.loads(told.out)
     assert [one["model"] for one in both["models"]] == [str(model_directory)] * 2
-    assert [(row["metric"], row["n"], row["p"]) for row in both["comparison"]] == [
-        ("CIDEr-D", 4, [1.0]), ("BLEU-4", 4, [1.0]),
-    ]  # fmt: skip
+    assert {row["metric"]: (row["n"], row["p"]) for row in both["comparison"]} == dict.fromkeys(CAPTION, (4, [1.0]))
     assert json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))["comparison"] == both["comparison"]
     name = model_directory.name
     assert (tmp_path / "out" / f"2-{name}" / "report.html").is_file()

@@ -102,16 +102,18 @@ def test_captions_have_coco_captions_metrics_and_what_needs_java_is_told(mmgpt_c
     assert out.count("left out: METEOR and SPICE: ") == 1
 
 
-def test_vqa_has_the_accuracy_of_each_type_of_answer(mmgpt_command, tmp_path):
+def test_vqa_has_the_accuracy_of_each_type_of_answer_and_question(mmgpt_command, tmp_path):
     said, truths = tmp_path / "said.json", tmp_path / "truths.json"
     said.write_text(json.dumps([{"question_id": i, "answer": text} for i, text in enumerate(("yes", "3", "2"))]))
     answers = [("yes/no", "yes"), ("number", "two"), ("number", "2")]
+    asked = ["is the", "how many", "is the"]
     truths.write_text(json.dumps({"annotations": [
-        {"question_id": i, "answer_type": kind, "answers": [{"answer": text}] * 10}
+        {"question_id": i, "answer_type": kind, "question_type": asked[i], "answers": [{"answer": text}] * 10}
         for i, (kind, text) in enumerate(answers)
     ]}))  # fmt: skip
     told = json.loads(mmgpt_command("score", said, truths, "--task", "vqa", "--json").out)
     expected = {"accuracy": 2 / 3, "accuracy (number)": 1 / 2, "accuracy (yes/no)": 1}
+    expected |= {"accuracy (how many)": 0, "accuracy (is the)": 1}
     assert told["metrics"] == pytest.approx(expected)
 
 

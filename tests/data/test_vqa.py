@@ -51,10 +51,13 @@ def test_training_learns_the_answer_of_the_majority_alone(tmp_path, place):
 
 
 def test_held_out_questions_may_be_answered_as_three_of_ten_did(tmp_path):
-    annotations = [annotation(1, multiple_choice_answer="dog"), annotation(2, ["a", "b", "b"]), annotation(3, ["x"])]
+    types = {"question_type": "what is", "answer_type": "other"}
+    annotations = [annotation(1, multiple_choice_answer="dog", **types), annotation(2, ["a", "b", "b"]),
+                   annotation(3, ["x"])]  # fmt: skip
     [*samples] = read_vqa(write(tmp_path, "val2014", [question(i, 1) for i in (1, 2, 3)], annotations), "dev")
     assert [sample.answers for sample in samples] == [("dog", "puppy"), ("b",), ("x",)]
     assert [sample.votes for sample in samples] == [tuple(TEN), (), ()]  # as VQA's own measure wants them
+    assert [sample.kinds for sample in samples] == [{"question type": "what is", "answer type": "other"}, {}, {}]
 
 
 def test_each_split_has_its_files_and_without_dev_a_tenth_of_the_pictures_is_held_out(tmp_path):

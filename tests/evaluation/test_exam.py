@@ -91,9 +91,7 @@ def test_the_control_is_what_is_said_of_another_picture(asked, whole, assistant)
 def test_results_hold_the_scores_of_the_answers_and_what_made_them(asked, whole, assistant):
     results = json.loads((whole / "results.json").read_text("utf-8"))
     expected = evaluate(assistant, asked.samples(), DECODING, seed=DECODING.seed).scores
-    assert [(one["task"], one["metric"], one["n"]) for one in results["scores"]] == [
-        ("caption", "CIDEr-D", 9), ("caption", "BLEU-4", 9),
-    ]  # fmt: skip
+    assert {(one["task"], one["n"]) for one in results["scores"]} == {("caption", 9)}
     for found, own in zip(results["scores"], expected, strict=True):
         assert (found["score"], found["control"], tuple(found["interval"])) == (
             own.score, own.control, own.interval,

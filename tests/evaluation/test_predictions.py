@@ -17,7 +17,12 @@ CAPTIONS = {
 }
 VQA = {
     "annotations": [
-        {"question_id": 5, "answer_type": "yes/no", "answers": [{"answer": "yes", "answer_id": 1}, {"answer": "no"}]},
+        {
+            "question_id": 5,
+            "answer_type": "yes/no",
+            "question_type": "is the",
+            "answers": [{"answer": "yes", "answer_id": 1}, {"answer": "no"}],
+        },
         {"question_id": 6, "answers": [{"answer": "2"}]},
     ]
 }
@@ -42,7 +47,9 @@ def test_coco_results_are_held_against_all_captions_of_their_picture(write):
 
 def test_vqa_results_are_held_against_all_answers_of_their_question(write):
     references = read_references(write("refs.json", VQA), "vqa")
-    assert [(one.texts, one.kind) for one in references.values()] == [(["yes", "no"], "yes/no"), (["2"], "")]
+    assert [(one.texts, one.kinds) for one in references.values()] == [
+        (["yes", "no"], {"question type": "is the", "answer type": "yes/no"}), (["2"], {}),
+    ]  # fmt: skip
     results = [{"question_id": 6, "answer": "two"}, {"question_id": 5, "answer": ""}]
     assert read_predictions(write("said.json", results), "vqa", references) == ["", "two"]
 
@@ -66,6 +73,26 @@ def test_an_id_may_have_several_right_texts_where_the_task_has_them(write):
     for task in ("asr", "classification"):
         with pytest.raises(DataError, match=r'refs.tsv:3: the id "a" is that of .*refs.tsv:2 too; keep one'):
             read_references(path, task)
+
+
+def test_an_evaluations_answers_are_predictions_and_references_of_any_task(write):
+    lines = [
+        {"id": "a:1", "truths": ["dog"], "prediction": "cat", "control": "x"},
+        {"id": "a:1", "truths": ["no", "yes"], "prediction": "yes", "kinds": {"answer type": "yes/no"}},
+        {"id": "a:2", "truths": ["dog"], "prediction_failed": "a:2: not a picture"},
+    ]
+    path = write("answers.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for task in ("caption", "vqa", "qa"):
+        references = read_references(path, task)
+        assert [(one.texts, one.kinds) for one in references.values()] == [
+            (["dog"], {}), (["no", "yes"], {"answer type": "yes/no"}),
+        ]  # fmt: skip
+        assert read_predictions(path, task, references) == ["cat", "yes"]
+    with pytest.raises(DataError, match=r"answers.jsonl:1: no truths; an answers.jsonl is what `mmgpt eval` writes"):
+        read_references(write("answers.jsonl", '{"id": "1", "text": "a"}\n'), "qa")
+    costs = {"id": "a:1", "truths": ["a"], "prediction": {"nats": 1.0, "tokens": 2}}
+    with pytest.raises(DataError, match=r"answers.jsonl:1: the prediction is .*; it is a text"):
+        read_predictions(write("answers.jsonl", json.dumps(costs) + "\n"), "qa", {})
 
 
 RESULTS = [{"image_id": 7, "caption": "cat"}, {"image_id": 9, "caption": "dog"}]

@@ -1,6 +1,7 @@
 """Evaluation of a real, if tiny and untrained, model; what its answers are right for is made to fit."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_there_is_no_control_without_media(assistant):
     assert score.control is None
 
 
-def test_each_task_has_the_metrics_of_its_kind(assistant):
+def test_each_task_has_the_metrics_of_its_kind(assistant, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # METEOR's Java
     samples = [
         ask(0, some_image(0), task="caption"),
         ask(1, some_audio(1), task="transcribe"),
@@ -90,9 +92,10 @@ def test_each_task_has_the_metrics_of_its_kind(assistant):
         ask(4, some_image(4)),
     ]
     evaluation = evaluate(assistant, samples, DECODING)
+    told = ["CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
     assert [(score.task, score.metric) for score in evaluation.scores] == [
-        ("caption", "CIDEr-D"), ("caption", "BLEU-4"), ("transcribe", "word error rate"),
-        ("transcribe", "character error rate"), ("describe", "CIDEr-D"), ("describe", "BLEU-4"),
+        *[("caption", name) for name in told], ("transcribe", "word error rate"),
+        ("transcribe", "character error rate"), *[("describe", name) for name in told],
         ("classify", "accuracy"), ("classify", "macro-F1"), ("ask", "exact match"),
         ("ask", "F1 of words"),
     ]  # fmt: skip

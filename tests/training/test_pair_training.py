@@ -41,7 +41,7 @@ def test_it_learns_to_pair_walls_with_their_colours(folder, tmp_path, loss, capt
         assert (first.score, first.n) == (1.0, n)
         assert first.chance == pytest.approx(1 / texts)
     captioned = [score.metric for score in evaluation.scores if score.task == "caption"]
-    assert captioned == (["CIDEr-D", "BLEU-4"] if caption else [])
+    assert captioned[:2] == (["CIDEr-D", "BLEU-1"] if caption else [])
     assert sum("broken-dev.png" in reason for reason in evaluation.broken) == 1
     kept = checkpoint.read_training(checkpoint.resolve(done.out / "best"))["scores"]
     assert [(one["task"], one["score"]) for one in kept if one["metric"] == "R@1"] == [

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,7 +52,8 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 _PUNCTUATION = re.compile(r"""\.+|-+|[?!,:;'"]""")
 
 
-def tokenize(text: str) -> list[str]:
+@lru_cache(1 << 16)  # each metric asks for the same texts
+def tokenize(text: str) -> tuple[str, ...]:
     """The words of a text as coco-caption counts them: lower case, Penn Treebank contractions, no punctuation.
 
     After Stanford's PTBTokenizer, whose rules for ordinary captions these are ("don't" is "do", "n't"). Like
@@ -62,7 +64,7 @@ def tokenize(text: str) -> list[str]:
     text = _ENTITY.sub(lambda match: _ENTITIES[match[0]], text).translate(_CHARACTERS)
     text = _TWO_WORDS.sub(lambda match: " ".join(filter(None, match.groups())), text)
     words = [match.group().lower() for match in _TOKEN.finditer(text)]
-    return [_BRACKETS.get(word, word) for word in words if not _PUNCTUATION.fullmatch(word)]
+    return tuple(_BRACKETS.get(word, word) for word in words if not _PUNCTUATION.fullmatch(word))
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], n: int = NGRAMS) -> list[Score]:
@@ -101,10 +103,10 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> S
     check(candidates, references)
     scores = []
     for candidate, truths in zip(candidates, references, strict=True):
-        words = tokenize(candidate) or [""]  # as coco-caption has it: a text without words is one empty word
+        words = tokenize(candidate) or ("",)  # as coco-caption has it: a text without words is one empty word
         precision = recall = 0.0
         for truth in truths:
-            truth_words = tokenize(truth) or [""]
+            truth_words = tokenize(truth) or ("",)
             common = _longest_common(words, truth_words)
             precision, recall = max(precision, common / len(words)), max(recall, common / len(truth_words))
         scores.append((1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if precision else 0.0)

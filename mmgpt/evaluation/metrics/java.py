@@ -24,32 +24,35 @@ def java_scores(
         The scores by name, and for each that could not be computed the reason.
     """
     check(candidates, references)
-    missing = ""
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        missing = "pycocoevalcap is not installed (uv sync --extra metrics)"
-    elif shutil.which("java") is None:
-        missing = "there is no java command; install a Java runtime"
-    if missing:
-        return {}, dict.fromkeys(("METEOR", "SPICE"), missing)
-    said = {i: [_joined(text)] for i, text in enumerate(candidates)}
-    truths = {i: [_joined(text) for text in group] for i, group in enumerate(references)}
+    if reason := java_missing():
+        return {}, dict.fromkeys(("METEOR", "SPICE"), reason)
     scores: dict[str, Score] = {}
     left_out: dict[str, str] = {}
-    measures: dict[str, Callable[..., Score]] = {"METEOR": _meteor, "SPICE": _spice}
+    measures: dict[str, Callable[..., Score]] = {"METEOR": meteor, "SPICE": _spice}
     for name, measure in measures.items():
         try:
             with contextlib.redirect_stdout(sys.stderr):  # downloads tell of themselves
-                scores[name] = measure(said, truths)
+                scores[name] = measure(candidates, references)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             left_out[name] = f"its Java program, or what that has to fetch, failed: {error}"
     return scores, left_out
 
 
-def _meteor(said: dict[int, list[str]], truths: dict[int, list[str]]) -> Score:
+def java_missing() -> str:
+    """Why METEOR and SPICE cannot be computed here; empty where they can."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return "pycocoevalcap is not installed (uv sync --extra metrics)"
+    return "" if shutil.which("java") else "there is no java command; install a Java runtime"
+
+
+def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """METEOR alone, of `java_scores`, where nothing is missing. Raises OSError, ValueError: its program failed."""
     from pycocoevalcap.meteor.meteor import Meteor  # pyright: ignore[reportMissingImports]
 
+    check(candidates, references)
     program = Meteor()  # it ends when this is forgotten
-    sums = np.array([program._stat(said[i][0], truths[i]).split() for i in said], dtype=float)
+    pairs = zip(candidates, references, strict=True)
+    sums = np.array([program._stat(_joined(said), [*map(_joined, truths)]).split() for said, truths in pairs], float)
     # METEOR adds these up over samples, but of a caption that is matched word by word in one piece it counts no piece.
     words, reference_words, pieces, matched, reference_matched = sums[:, [0, 1, 20, 21, 22]].T
     sums[(pieces == 1) & (words == matched) & (reference_words == reference_matched), 20] = 0
@@ -61,12 +64,14 @@ def _meteor(said: dict[int, list[str]], truths: dict[int, list[str]]) -> Score:
         pipe.stdout.readline()  # of the one segment that the sums are to it
         return float(pipe.stdout.readline())
 
-    return Score(len(said), corpus)
+    return Score(len(candidates), corpus)
 
 
-def _spice(said: dict[int, list[str]], truths: dict[int, list[str]]) -> Score:
+def _spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
     from pycocoevalcap.spice.spice import Spice  # pyright: ignore[reportMissingImports]
 
+    said = {i: [_joined(text)] for i, text in enumerate(candidates)}
+    truths = {i: [_joined(text) for text in group] for i, group in enumerate(references)}
     _, samples = Spice().compute_score(truths, said)
     return mean([sample["All"]["f"] for sample in samples])
 
