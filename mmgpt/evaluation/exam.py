@@ -50,6 +50,12 @@ from mmgpt.tasks import RETRIEVE, TASKS
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
 LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")
 
+PREPARED = {  # what of a configuration decides what an encoder is given
+    "image": ("size", "mean", "std", "crop_mode", "crop_pct", "interpolation"),
+    "audio": ("name", "sample_rate", "window", "hop", "mels"),
+    "video": ("frames", "sound"),
+}
+
 
 @dataclass(frozen=True)
 class Exam:
@@ -104,6 +110,19 @@ class Exam:
 
     def _part(self, split: str) -> Sequence[Sample]:
         return read_samples(DataConfig(self.format, self.path, text_length=self.text_length), split)  # type: ignore[arg-type]
+
+
+def preprocessing_hash(model: str) -> str:
+    """SHA-256 of all that makes pixels, samples, frames and token ids of media and texts for a model."""
+    config = checkpoint.read_config(model)
+    prepared = {
+        modality: {name: getattr(encoder, name) for name in names}
+        for modality, names in PREPARED.items()
+        if (encoder := getattr(config, modality)) is not None
+    }
+    tokenizer = checkpoint.load_tokenizer(model)
+    plain = None if tokenizer.plain is None else dataclasses.asdict(tokenizer.plain)
+    return hashlib.sha256(as_json([prepared, tokenizer.to_json(), plain])).hexdigest()
 
 
 def text_length(models: Sequence[str]) -> int:
@@ -294,7 +313,11 @@ def _settings(exam: Exam, samples: Sequence[Sample], examples: Sequence[Sample])
         data.update(as_json([_asked(sample), sample.references]))
     settings = settings_of(exam.model, exam.int8, exam.decoding)
     return {
-        "model": settings["model"] | {"configuration_sha256": hashlib.sha256(as_json(config)).hexdigest()},
+        "model": settings["model"]
+        | {
+            "configuration_sha256": hashlib.sha256(as_json(config)).hexdigest(),
+            "preprocessing_sha256": preprocessing_hash(exam.model),
+        },
         "data": {
             "format": exam.format,
             "path": exam.path,

@@ -20,10 +20,11 @@ from mmgpt.data.controls import shuffle_media
 from mmgpt.errors import ConfigError
 from mmgpt.evaluation import exam as exam_module
 from mmgpt.evaluation.asking import Answered, costs
-from mmgpt.evaluation.exam import Exam, Examined, compare, examine, text_length
+from mmgpt.evaluation.exam import Exam, Examined, compare, examine, preprocessing_hash, text_length
 from mmgpt.evaluation.predictions import Reference
 from mmgpt.evaluation.runner import evaluate
 from mmgpt.evaluation.scoring import compared, score
+from mmgpt.tokenizer import Tokenizer
 
 FILES = ("settings.json", "answers.jsonl", "results.json", "report.html")
 
@@ -285,6 +286,31 @@ def test_questions_that_share_a_picture_are_asked_one_by_one(place, tmp_path):
     asked = [sample.prompt[0].parts[1].text for sample in exam.samples()]
     assert asked == ["What?", "Why?"] * 2
     assert len(dataclasses.replace(exam, limit=3).samples()) == 3
+
+
+def test_the_hash_of_preprocessing_is_of_what_the_model_is_given_and_nothing_else(place, tmp_path, model, tokenizer):
+    def changed(name: str, **fields) -> str:
+        checkpoint.save(tmp_path / name, model, tokenizer)
+        path = checkpoint.resolve(tmp_path / name) / "config.json"
+        values = json.loads(path.read_text())
+        for field, value in fields.items():
+            section, key = field.split("__")
+            assert values["model"][section][key] != value
+            values["model"][section][key] = value
+        path.write_text(json.dumps(values))
+        return preprocessing_hash(str(tmp_path / name))
+
+    own = preprocessing_hash(str(place / "model"))
+    assert changed("same") == changed("dropout", gpt__dropout=0.5, image__frozen=True) == own
+    different = {changed("mean", image__mean=[0.1, 0.2, 0.3]), changed("rate", audio__sample_rate=4000)}
+    different |= {changed("frames", video__frames=7)}
+    checkpoint.save(tmp_path / "words", model, Tokenizer.train(["other words are here"] * 9, len(tokenizer)))
+    different |= {preprocessing_hash(str(tmp_path / "words")), own}
+    assert len(different) == 5
+    asked = Exam(str(place / "model"), "captions", str(place / "walls"), limit=1, decoding=DECODING)
+    examine(asked, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert results["model"]["preprocessing_sha256"] == own
 
 
 def test_texts_are_cut_as_those_that_were_learned(place, tmp_path, model, tokenizer):
