@@ -6,7 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run on all cores as it is
 
 import importlib
+import shutil
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -18,6 +20,10 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LONGEST = ("test_state.py", "test_parallel.py", "test_plan_command.py", "test_run.py", "test_exam.py", "test_bulk.py")
 
 
@@ -51,6 +57,18 @@ def processor(model: MultimodalGPT, tokenizer: Tokenizer) -> Processor:
 @pytest.fixture(scope="session")
 def assistant(model: MultimodalGPT, tokenizer: Tokenizer) -> Assistant:
     return Assistant(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A real one."""
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"there is none of {', '.join(BROWSERS)} on this machine")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture

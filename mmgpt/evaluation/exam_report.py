@@ -1,7 +1,7 @@
 """The page of an evaluation: its scores, where they come from, and the samples, worst first."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -9,20 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from mmgpt.content import Video
 from mmgpt.data.sample import Sample
 from mmgpt.errors import MediaError
 from mmgpt.evaluation.asking import Answered
 from mmgpt.evaluation.charts import score_bar
-from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
+from mmgpt.evaluation.pictures import LISTEN_SECONDS
+from mmgpt.evaluation.report import FRAMES, ReportSample, Room, TaskScore, natural, write_report
 from mmgpt.evaluation.retrieval import Search
 from mmgpt.evaluation.runner import Measured, media_of, shown
 from mmgpt.tasks import TASKS
 
 CARDS = 1000  # samples in the page, those of all tasks together
-SEEN = 12  # samples of a task whose media are in the page
+SEEN = 12  # media of a task in the page of what was retrieved
+LARGE = 60  # samples in the page, at most, for their pictures to be large
+SOUNDS = 4000.0  # seconds of sound in the page, those of all samples together: 16 MB
+PLAYED, PLAYED_FRAMES = 24, 48  # clips in the page that can be played, and the frames of each
 CLASSES = 12  # rows of a confusion matrix; the other classes share one more
+KINDS = 30  # kinds of questions whose scores are told, the most frequent ones
 REASONS = 20  # why samples could not be asked
 _LENGTHS = (1, 2, 4, 8, 16, 32)  # words; where the groups of answers by their length end
+_SCORES = (0.25, 0.5, 0.75, 1.0)  # where the groups of samples by their score begin
 
 
 def write_exam_report(
@@ -59,23 +66,41 @@ def write_exam_report(
         ("decoding", "the likeliest of all answers" if decoding["choose"] else f"{how}, at most {most} tokens"),
         ("seed", str(decoding["seed"])),
     ]
-    firsts = list({one.task: one for one in reversed(measures)}.values())[::-1]  # the first metric of each task
+    tasks = list(dict.fromkeys(one.sample.task for one in answered.values()))
+    firsts = [found for task in tasks if (found := _first([one for one in measures if one.task == task])) is not None]
     more = [
         *[_confusion(one) for one in firsts if "accuracy" in TASKS[one.task].metrics],
-        *[_by_length(one) for one in firsts],
+        *[section for one in firsts for section in _by_kinds(one)],
+        *[_split(one, "length of the right answer", [_length(own) for own in one.answered]) for one in firsts],
         _reasons(list(failed.values())),
     ]
     places = {id(one): place for place, one in answered.items()}
-    tasks = list(dict.fromkeys(one.sample.task for one in answered.values()))
-    samples = []
+    told: list[Scored] = []
+    played = set()
     for task in tasks:
         worst = _worst_first([one for one in answered.values() if one.sample.task == task], firsts, task)
         cards = _ends(worst, CARDS // len(tasks))
-        seen = {id(one) for one, _ in _ends([pair for pair in cards if media_of(pair[0].sample)], SEEN)}
-        samples += [_card(one, score, controls.get(places[id(one)]), id(one) in seen) for one, score in cards]
+        told += cards
+        clips = [pair for pair in cards if any(isinstance(part, Video) for part in media_of(pair[0].sample))]
+        played |= {id(one) for one, _ in _ends(clips, PLAYED // len(tasks))}
+
+    def samples() -> Iterator[ReportSample]:
+        for one, score in told:
+            frames = PLAYED_FRAMES if id(one) in played else FRAMES
+            yield _card(one, score, controls.get(places[id(one)]), frames)
+
+    seconds = min(LISTEN_SECONDS, round(SOUNDS / max(len(told), 1), 1))
+    room = Room(seconds=seconds) if len(told) <= LARGE else Room(192, 4, seconds)
     title = f"Evaluation of {Path(model['name']).name}"
-    note = "" if len(samples) == len(answered) else f"the best and worst {len(samples):,} of {len(answered):,}"
-    write_report(path, title=title, summary=summary, scores=scores, samples=samples, more=more, note=note)
+    note = "" if len(told) == len(answered) else f"the best and worst {len(told):,} of {len(answered):,}"
+    write_report(path, title=title, summary=summary, scores=scores, samples=samples(), more=more, note=note, room=room)
+
+
+def _first(measures: Sequence[Measured]) -> Measured | None:
+    """The metric that a task's samples are sorted by: the first, or VQA's where all have the answers of people."""
+    whole = len(measures[0].answered) if measures else 0
+    votes = [one for one in measures if one.metric.votes and len(one.answered) == whole]
+    return next(iter([*votes, *measures]), None)
 
 
 def write_retrieval_report(
@@ -128,17 +153,39 @@ def _ends(ordered: Sequence[Scored], most: int) -> Sequence[Scored]:
     return ordered if len(ordered) <= most else [*ordered[: most - last], *ordered[len(ordered) - last :]]
 
 
-def _card(one: Answered, score: tuple[Measured, float] | None, control: Answered | None, media: bool) -> ReportSample:
+def _card(one: Answered, score: tuple[Measured, float] | None, control: Answered | None, frames: int) -> ReportSample:
     try:
-        card = shown(one, media=media)
+        card = shown(one, frames=frames)
     except MediaError:  # it has gone since it was asked
         card = shown(one, media=False)
-    card = replace(card, control=None if control is None else control.told)
+    facets = {**one.sample.kinds, "length of the right answer": _length(one)}
+    if "accuracy" in TASKS[one.sample.task].metrics:
+        facets["class"] = one.sample.references[0].strip()
+    card = replace(card, control=None if control is None else control.told, facets=facets)
     if score is None:
         return card
     of, value = score
     right = value <= 0 if of.metric.lower_is_better else value >= 1
-    return replace(card, score=value, correct=right if TASKS[one.sample.task].exact else None)
+    judged = TASKS[one.sample.task].exact and not (of.metric.votes and 0 < value < 1)  # some people agree
+    if not of.metric.share:  # of what is right or wrong there are no more scores
+        facets["score"] = _range_of(value)
+    return replace(card, score=value, correct=right if judged else None, facets=facets)
+
+
+def _length(one: Answered) -> str:
+    words = len(one.sample.references[0].split())
+    place = int(np.searchsorted(_LENGTHS, words))
+    low = _LENGTHS[place - 1] + 1 if place else 0
+    high = _LENGTHS[place] if place < len(_LENGTHS) else None
+    told = f"{low} or more" if high is None else f"{high}" if low == high else f"{low} – {high}"
+    return f"{told if place else words} words".replace("1 words", "1 word")
+
+
+def _range_of(score: float) -> str:
+    place = int(np.searchsorted(_SCORES, score, side="right"))
+    if not place:
+        return f"below {_SCORES[0]:g}"
+    return f"{_SCORES[-1]:g} or more" if place == len(_SCORES) else f"{_SCORES[place - 1]:g} – {_SCORES[place]:g}"
 
 
 def _confusion(one: Measured) -> str:
@@ -164,27 +211,32 @@ def _confusion(one: Measured) -> str:
 <thead><tr><td>true ↓ said →</td>{heads}</tr></thead><tbody>{table_rows}</tbody></table></div></section>"""
 
 
-def _by_length(one: Measured) -> str:
-    """The score of answers of each length; nothing where all are of about one length."""
-    words = np.array([len(own.sample.references[0].split()) for own in one.answered])
-    groups = np.searchsorted(_LENGTHS, words)
-    if len(set(groups.tolist())) < 2:
+def _by_kinds(one: Measured) -> Iterator[str]:
+    """The scores of each kind of sample, where the data tell kinds."""
+    for name in dict.fromkeys(name for own in one.answered for name in own.sample.kinds):
+        yield _split(one, name, [own.sample.kinds.get(name, "not told") for own in one.answered])
+
+
+def _split(one: Measured, by: str, groups: Sequence[str]) -> str:
+    """The score of the answers of each group, the group of each answer given; nothing where all are of one."""
+    counts = Counter(groups)
+    if len(counts) < 2:
         return ""
+    place = np.array(groups)
     named = TaskScore(one.task, 0.0, 0, unit=one.metric.unit, times=one.metric.times)
-    values = {group: one.score.weighted((groups == group).astype(float)) for group in sorted(set(groups.tolist()))}
+    names = sorted((name for name, _ in counts.most_common(KINDS)), key=natural)
+    values = {name: one.score.weighted((place == name).astype(float)) for name in names}
     full = max(1.0, *values.values())
-    rows = ""
-    for group, value in values.items():
-        low = _LENGTHS[group - 1] + 1 if group else 0
-        high = _LENGTHS[group] if group < len(_LENGTHS) else None
-        name = f"{low} or more" if high is None else f"{high}" if low == high else f"{low} – {high}"
-        name = "0 – 1" if not group and not words.min() else "1" if not group else name
-        bar = score_bar(value, full=full, label=f"{name} words: {named.shown(value)}")
-        rows += f'<tr><th scope="row">{name}</th><td>{bar}</td><td>{named.shown(value)}</td>'
-        rows += f"<td>{(groups == group).sum():,}</td></tr>"
-    return f"""<section class="lengths"><h2>By the length of the right answer
-<small>{escape(one.task)}, {escape(one.metric.name)}</small></h2>
-<table><thead><tr><th scope="col">Words</th><td></td><th scope="col">Score</th><th scope="col">Samples</th></tr></thead>
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"<td>{score_bar(value, full=full, label=f'{name}: {named.shown(value)}')}</td>"
+        f"<td>{named.shown(value)}</td><td>{counts[name]:,}</td></tr>"
+        for name, value in values.items()
+    )
+    note = f", the {KINDS} most frequent of {len(counts)}" if len(counts) > KINDS else ""
+    return f"""<section class="split"><h2>By the {escape(by)}
+<small>{escape(one.task)}, {escape(one.metric.name)}{note}</small></h2>
+<table><thead><tr><td></td><td></td><th scope="col">Score</th><th scope="col">Samples</th></tr></thead>
 <tbody>{rows}</tbody></table></section>"""
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from mmgpt.evaluation.explain import Explanation, Surface, Token, Word
-from mmgpt.evaluation.pictures import picture_uri, sound_uri, spectrogram
+from mmgpt.evaluation.pictures import picture_uri, spectrogram
+from mmgpt.evaluation.playable import sound_uri
 from mmgpt.evaluation.report import write_page
 from mmgpt.files import atomic_write
 from mmgpt.media import Waveform

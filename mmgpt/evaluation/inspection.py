@@ -18,7 +18,8 @@ from mmgpt.data.sample import Sample
 from mmgpt.encoders.audio import AudioEncoder
 from mmgpt.encoders.base import Encoder
 from mmgpt.errors import MmgptError
-from mmgpt.evaluation.pictures import LISTEN_SECONDS, heat, picture_uri, sound_uri, spread
+from mmgpt.evaluation.pictures import LISTEN_SECONDS, TINY, heat, picture_uri, spread
+from mmgpt.evaluation.playable import sound_uri
 from mmgpt.evaluation.report import write_page
 from mmgpt.media import Waveform
 from mmgpt.processor import Processor
@@ -187,7 +188,7 @@ def _sound(samples: Tensor, name: str, caption: str, ears: Encoder | None) -> st
 def _picture(pixels: Tensor, name: str) -> str:
     """Pixels (3, height, width) uint8."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    tiny = ' class="tiny"' if max(picture.size) <= 128 else ""
+    tiny = ' class="tiny"' if max(picture.size) <= TINY else ""
     return f'<img{tiny} src="{picture_uri(picture)}" alt="{escape(name)}">'
 
 

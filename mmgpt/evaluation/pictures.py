@@ -2,7 +2,7 @@
 
 import base64
 import io
-import wave
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from mmgpt.media import Waveform
 
-LISTEN_SECONDS = 10.0  # longer sounds are cut in reports: one minute of sound is 2 MB of page
+TINY = 64  # pixels of a side, up to which every pixel counts
+LISTEN_SECONDS = 10.0  # longer sounds and clips are cut in reports
 BANDS = 64  # mel bands of a spectrogram
 RANGE = 80.0  # decibels from darkest to brightest
 _DARK_TO_BRIGHT = np.array([(8, 8, 28), (75, 22, 112), (178, 56, 118), (248, 140, 92), (252, 246, 196)], dtype=float)
@@ -25,23 +26,28 @@ def shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def picture_uri(image: Image.Image, side: int = 480) -> str:
-    """The picture, no side longer than `side`, as a data URI: PNG if tiny (every pixel counts), else JPEG."""
+    """The picture, no side longer than `side`, as a data URI: PNG if tiny, else JPEG."""
     image = shrunk(image, side, side)
     buffer = io.BytesIO()
-    kind = "PNG" if max(image.size) <= 128 else "JPEG"
+    kind = "PNG" if max(image.size) <= TINY else "JPEG"
     image.save(buffer, kind, optimize=True, quality=85)
-    return _data_uri(f"image/{kind.lower()}", buffer.getvalue())
+    return data_uri(f"image/{kind.lower()}", buffer.getvalue())
 
 
-def sound_uri(sound: "Waveform") -> str:
-    """The first seconds of a sound (LISTEN_SECONDS) as a 16-bit WAV data URI."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sound.sample_rate)
-        file.writeframes((_beginning(sound) * 32767).astype("<i2").tobytes())
-    return _data_uri("audio/wav", buffer.getvalue())
+def sound_picture(sound: "Waveform", width: int = 480, height: int = 168) -> Image.Image:
+    """A sound's first seconds (LISTEN_SECONDS): its waveform, the loudest as high as there is room, and below it its
+    spectrogram.
+    """
+    samples = beginning(sound)
+    edges = np.linspace(0, len(samples), width + 1).astype(int)
+    loudest = np.array([np.abs(samples[start : max(end, start + 1)]).max(initial=0) for start, end in pairwise(edges)])
+    high = height // 3
+    middle = np.abs(np.arange(high) - (high - 1) / 2)[:, None] / (high / 2)  # rows, 1: how far from the axis
+    wave = np.where(middle <= np.maximum(loudest / max(loudest.max(), 1e-4), 1 / high), 0.75, 0.0)  # rows, columns
+    whole = Image.new("RGB", (width, height))
+    whole.paste(heat(wave, width, high), (0, 0))
+    whole.paste(spectrogram(sound, width, height - high), (0, high))
+    return whole
 
 
 def spectrogram(sound: "Waveform", width: int = 480, height: int = 128) -> Image.Image:
@@ -49,7 +55,7 @@ def spectrogram(sound: "Waveform", width: int = 480, height: int = 128) -> Image
     rate = sound.sample_rate
     window, hop = max(rate // 40, 2), max(rate // 100, 1)  # 25 ms every 10 ms
     size = 2 * window  # the spectrum is padded to this, so that the lowest bands are not empty
-    samples = np.pad(_beginning(sound), window // 2)
+    samples = np.pad(beginning(sound), window // 2)
     samples = np.pad(samples, (0, max(0, window - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop] * np.hanning(window)
     power = np.abs(np.fft.rfft(frames, size)) ** 2  # (time, frequency)
@@ -84,7 +90,8 @@ def strip(frames: np.ndarray, width: int, height: int) -> Image.Image:
     return sheet
 
 
-def _beginning(sound: "Waveform") -> np.ndarray:
+def beginning(sound: "Waveform") -> np.ndarray:
+    """The first samples of a sound (LISTEN_SECONDS), in -1..1."""
     samples = sound.samples[: round(LISTEN_SECONDS * sound.sample_rate)]
     return np.clip(np.nan_to_num(samples, posinf=0.0, neginf=0.0), -1, 1)
 
@@ -99,5 +106,6 @@ def _mel_filters(size: int, rate: int) -> np.ndarray:
     return np.maximum(0, np.minimum(rising, falling))
 
 
-def _data_uri(kind: str, data: bytes) -> str:
+def data_uri(kind: str, data: bytes) -> str:
+    """A file as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

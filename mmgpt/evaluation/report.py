@@ -1,25 +1,26 @@
 """The report of a run as one HTML file: scores, loss curve, and samples with their media beside what was said.
 
-Nothing is fetched and nothing runs: media are data URIs, charts inline SVG, the filter plain CSS, and a content
+Nothing is fetched and nothing runs: media are data URIs, charts inline SVG, the filters plain CSS, and a content
 security policy forbids the rest. All text is escaped.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mmgpt.evaluation.charts import loss_curve, score_bar
-from mmgpt.evaluation.pictures import LISTEN_SECONDS, picture_uri, sound_uri, spectrogram, spread
+from mmgpt.evaluation.pictures import LISTEN_SECONDS, TINY, picture_uri, sound_picture, spread
+from mmgpt.evaluation.playable import sound_uri, video_uri
 from mmgpt.files import atomic_write
-
-if TYPE_CHECKING:
-    from mmgpt.media import Clip, Waveform
+from mmgpt.media import Clip, Waveform
 
 FRAMES = 8  # of a video, at most
+CHOICES = 40  # values of a filter; the rarer ones share one more
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
@@ -84,7 +85,8 @@ class TaskScore:
 class ReportSample:
     """A sample, what the model said, and what is true. `correct` is None where a text is only more or less right.
 
-    `where` is where it comes from, and `control` what the model said when the media were shuffled, where that is told.
+    `where` is where it comes from, `control` what the model said when the media were shuffled, where that is told, and
+    `facets` what samples are filtered by: {"class": "dog"}. A clip can be played if it has more than FRAMES frames.
     """
 
     task: str
@@ -93,11 +95,12 @@ class ReportSample:
     truth: str
     correct: bool | None = None
     image: Image.Image | None = None
-    audio: "Waveform | None" = None
-    clip: "Clip | None" = None
+    audio: Waveform | None = None
+    clip: Clip | None = None
     score: float | None = None
     where: str = ""
     control: str | None = None
+    facets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -107,6 +110,21 @@ class ReportSample:
         return "" if self.score is None else f"score {self.score:.2f}"
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much room the media of a sample have in a page.
+
+    Args:
+        side: Pixels of the larger side of a picture or a clip.
+        frames: Frames of a clip that are shown side by side.
+        seconds: Of a sound.
+    """
+
+    side: int = 480
+    frames: int = FRAMES
+    seconds: float = LISTEN_SECONDS
+
+
 def write_report(
     path: str | Path,
     *,
@@ -114,9 +132,10 @@ def write_report(
     summary: Sequence[tuple[str, str]] = (),
     curve: Sequence[Mapping[str, float]] = (),
     scores: Sequence[TaskScore] = (),
-    samples: Sequence[ReportSample] = (),
+    samples: Iterable[ReportSample] = (),
     more: Sequence[str] = (),
     note: str = "",
+    room: Room = Room(),
 ) -> None:
     """Write the report to `path` as one self-contained HTML file.
 
@@ -126,14 +145,19 @@ def write_report(
         summary: Facts about the run as (label, value).
         curve: Rows with `step` and `loss` or `val_loss`; other keys and values that are not finite are left out.
         scores: The table of scores.
-        samples: The samples, shown by task in the order of their first coming.
+        samples: The samples, shown by task in the order of their first coming. They are taken one by one, and their
+            media not kept.
         more: More sections, of HTML, to stand before the samples.
         note: Which samples these are.
+        room: That of the media of each.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    tasks = list(dict.fromkeys(sample.task for sample in samples))
+    cards = [
+        _Card(_media(sample, f"sample {number}", room), replace(sample, image=None, audio=None, clip=None))
+        for number, sample in enumerate(samples, 1)
+    ]
     facts = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in summary)
     sections = [f"<header><h1>{escape(title)}</h1><dl>{facts}</dl></header>"]
     if scores:
@@ -142,11 +166,21 @@ def write_report(
         sections.append(f'<section id="training"><h2>Training</h2>{figure}</section>')
     sections += more
     style = ""
-    if samples:
-        groups = [_group(i, task, [s for s in samples if s.task == task]) for i, task in enumerate(tasks)]
+    if cards:
+        tasks = list(dict.fromkeys(card.sample.task for card in cards))
+        filters = _filters([card.sample for card in cards])
+        groups = [
+            _group(i, task, [card for card in cards if card.sample.task == task], filters)
+            for i, task in enumerate(tasks)
+        ]
         heading = f"<h2>Samples <small>{escape(note)}</small></h2>" if note else "<h2>Samples</h2>"
-        sections.append(f'<section id="samples">{heading}{_controls(samples, tasks)}{"".join(groups)}</section>')
-        hidden = (f"body:has(#only-{i}:checked) .task:not(#task-{i})" for i in range(len(tasks)))
+        controls = _controls([card.sample for card in cards], tasks, filters)
+        sections.append(f'<section id="samples">{heading}{controls}{"".join(groups)}</section>')
+        hidden = [f"body:has(#only-{i}:checked) .task:not(#task-{i})" for i in range(len(tasks))]
+        for i, values in enumerate(filters.values()):
+            for j in range(len(values)):
+                chosen = f"body:has(#by-{i} option[value='{j}']:checked)"
+                hidden += [f"{chosen} article:not(.by-{i}-{j})", f"{chosen} .task:not(:has(.by-{i}-{j}))"]
         style = f"{', '.join(hidden)} {{ display: none; }}\n"
     write_page(path, title, "\n".join(sections), style)
 
@@ -244,16 +278,49 @@ def _row(score: TaskScore) -> str:
 """
 
 
-def _controls(samples: Sequence[ReportSample], tasks: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class _Card:
+    """A sample without its media, and their HTML."""
+
+    media: str
+    sample: ReportSample
+
+
+def _filters(samples: Sequence[ReportSample]) -> dict[str, dict[str, int]]:
+    """What samples can be filtered by: the values of each facet with their numbers of samples, where they differ."""
+    filters = {}
+    for facet in dict.fromkeys(name for sample in samples for name in sample.facets):
+        counts = Counter(sample.facets[facet] for sample in samples if facet in sample.facets)
+        kept = dict(counts.most_common(CHOICES))
+        if len(kept) > 1:
+            rest = {"others": counts.total() - sum(kept.values())} if len(counts) > CHOICES else {}
+            filters[facet] = dict(sorted(kept.items(), key=lambda pair: natural(pair[0]))) | rest
+    return filters
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """The key by which texts are sorted as people do: 3 before 20."""
+    pieces = re.findall(r"(\d+(?:\.\d+)?)|([^\d]+)", text)
+    return [(float(number), "") if number else (float("inf"), word) for number, word in pieces]
+
+
+def _controls(samples: Sequence[ReportSample], tasks: Sequence[str], filters: Mapping[str, Mapping[str, int]]) -> str:
     counts = {
         "all": len(samples),
         "right": sum(sample.correct is True for sample in samples),
         "wrong": sum(sample.correct is False for sample in samples),
     }
-    fields = _radios("Show", "show", [(name, name, str(count)) for name, count in counts.items()])
+    fields = ""
+    if counts["right"] or counts["wrong"]:
+        fields += _radios("Show", "show", [(name, name, str(count)) for name, count in counts.items()])
     if len(tasks) > 1:
         named = [(str(i), task, str(sum(sample.task == task for sample in samples))) for i, task in enumerate(tasks)]
         fields += _radios("Task", "only", [("all", "all", ""), *named])
+    for i, (facet, values) in enumerate(filters.items()):
+        named = enumerate(values.items())
+        options = "".join(f'<option value="{j}">{escape(value)} ({n:,})</option>' for j, (value, n) in named)
+        fields += f"""<label class="by">{escape(facet.capitalize())} <select id="by-{i}" autocomplete="off">
+<option value="all">all</option>{options}</select></label>"""
     return f'<div class="controls">{fields}</div>'
 
 
@@ -267,25 +334,32 @@ def _radios(legend: str, group: str, choices: Sequence[tuple[str, str, str]]) ->
     return f"<fieldset><legend>{legend}</legend>{inputs}</fieldset>"
 
 
-def _group(index: int, task: str, samples: Sequence[ReportSample]) -> str:
-    judged = [sample.correct for sample in samples if sample.correct is not None]
-    count = f"{sum(judged)} of {len(judged)} shown here right" if judged else f"{len(samples)} shown"
-    cards = "".join(_card(sample, f"{task}, sample {i}") for i, sample in enumerate(samples, 1))
+def _group(index: int, task: str, cards: Sequence[_Card], filters: Mapping[str, Mapping[str, int]]) -> str:
+    judged = [card.sample.correct for card in cards if card.sample.correct is not None]
+    count = f"{sum(judged)} of {len(judged)} shown here right" if judged else f"{len(cards)} shown"
+    articles = "".join(_article(card, filters) for card in cards)
     return f"""<section class="task" id="task-{index}"><h3>{escape(task)} <small>{count}</small></h3>
-<div class="cards">{cards}</div></section>
+<div class="cards">{articles}</div></section>
 """
 
 
-def _card(sample: ReportSample, name: str) -> str:
+def _media(sample: ReportSample, name: str, room: Room) -> str:
     media = ""
     if sample.image is not None:
-        media += _picture(sample.image, f"Picture of {name}")
+        media += _picture(sample.image, f"Picture of {name}", room)
     if sample.clip is not None:
-        media += _frames(sample.clip, name)
-        if sample.clip.sound is not None:
-            media += _sound(sample.clip.sound, f"Sound track of {name}")
+        media += _frames(sample.clip, name, room)
+        if len(sample.clip.frames) > FRAMES:
+            media += _video(sample.clip, name, room)
+        elif sample.clip.sound is not None:
+            media += _sound(sample.clip.sound, f"Sound track of {name}", room)
     if sample.audio is not None:
-        media += _sound(sample.audio, f"Sound of {name}")
+        media += _sound(sample.audio, f"Sound of {name}", room)
+    return media
+
+
+def _article(card: _Card, filters: Mapping[str, Mapping[str, int]]) -> str:
+    sample = card.sample
     kind = "open" if sample.correct is None else sample.verdict
     mark = {"right": "✓ ", "wrong": "✗ "}.get(kind, "")
     verdict = f'<p class="verdict">{mark}{sample.verdict}</p>' if sample.verdict else ""
@@ -293,34 +367,47 @@ def _card(sample: ReportSample, name: str) -> str:
         f'<dt>Media shuffled</dt><dd dir="auto">{escape(sample.control)}</dd>' if sample.control is not None else ""
     )
     where = f'<p class="where">{escape(sample.where)}</p>' if sample.where else ""
-    return f"""<article class="{kind}">{media}<div class="words">{verdict}
+    classes = [kind]
+    for i, (facet, values) in enumerate(filters.items()):
+        if facet in sample.facets:
+            place = list(values).index(sample.facets[facet] if sample.facets[facet] in values else "others")
+            classes.append(f"by-{i}-{place}")
+    return f"""<article class="{" ".join(classes)}">{card.media}<div class="words">{verdict}
 <p class="question" dir="auto">{escape(sample.question)}</p>
 <dl><dt>Prediction</dt><dd class="prediction" dir="auto">{escape(sample.prediction) or "<i>nothing</i>"}</dd>
 <dt>Truth</dt><dd dir="auto">{escape(sample.truth)}</dd>{control}</dl>{where}</div></article>
 """
 
 
-def _picture(image: Image.Image, alt: str) -> str:
-    tiny = ' class="tiny"' if max(image.size) <= 128 else ""
+def _picture(image: Image.Image, alt: str, room: Room) -> str:
+    tiny = ' class="tiny"' if max(image.size) <= TINY else ""
     width, height = image.size
-    uri = picture_uri(image)
+    uri = picture_uri(image, room.side)
     return f'<img{tiny} src="{uri}" alt="{escape(alt)}" width="{width}" height="{height}" loading="lazy">'
 
 
-def _frames(clip: "Clip", name: str) -> str:
+def _frames(clip: Clip, name: str, room: Room) -> str:
     places = list({time: i for i, time in enumerate(clip.times)}.values())  # a short clip repeats its frames
     frames = "".join(
-        f'<li><img src="{picture_uri(Image.fromarray(clip.frames[places[i]]), 240)}" alt="" loading="lazy">'
+        f'<li><img src="{picture_uri(Image.fromarray(clip.frames[places[i]]), room.side // 2)}" alt="" loading="lazy">'
         f"<small>{clip.times[places[i]]:.2f} s</small></li>"
-        for i in spread(len(places), FRAMES)
+        for i in spread(len(places), room.frames)
     )
     return f'<ol class="frames" role="img" aria-label="Frames of {escape(name)}, in order">{frames}</ol>'
 
 
-def _sound(sound: "Waveform", alt: str) -> str:
+def _video(clip: Clip, name: str, room: Room) -> str:
+    poster = picture_uri(Image.fromarray(clip.frames[0]), room.side)
+    return f"""<video controls playsinline preload="none" poster="{poster}" src="{video_uri(clip, room.side)}"
+aria-label="Clip of {escape(name)}"></video>"""
+
+
+def _sound(sound: Waveform, alt: str, room: Room) -> str:
     seconds = f"{sound.seconds:.1f} s"
-    if sound.seconds > LISTEN_SECONDS:
-        seconds = f"first {LISTEN_SECONDS:g} s of {seconds}"
-    return f"""<figure class="sound"><img src="{picture_uri(spectrogram(sound))}" alt="Spectrogram: {escape(alt)}">
+    if sound.seconds > room.seconds:
+        seconds = f"first {room.seconds:g} s of {seconds}"
+        sound = Waveform(sound.samples[: round(room.seconds * sound.sample_rate)], sound.sample_rate)
+    picture = picture_uri(sound_picture(sound, room.side, 7 * room.side // 20), room.side)
+    return f"""<figure class="sound"><img src="{picture}" alt="Waveform and spectrogram: {escape(alt)}" loading="lazy">
 <figcaption>{seconds}, 0 – {sound.sample_rate / 2000:g} kHz</figcaption>
 <audio controls preload="none" src="{sound_uri(sound)}" aria-label="{escape(alt)}"></audio></figure>"""

@@ -29,7 +29,7 @@ from mmgpt.evaluation.metrics.text import (
 )
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 from mmgpt.evaluation.metrics.wups import WUPS_LIMITS, WordNet, wups
-from mmgpt.evaluation.report import ReportSample, TaskScore
+from mmgpt.evaluation.report import FRAMES, ReportSample, TaskScore
 from mmgpt.generation import Decoding
 from mmgpt.tasks import TASKS
 
@@ -230,8 +230,11 @@ def _row(one: Measured, control: float | None) -> TaskScore:
     )
 
 
-def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> ReportSample:
-    """An answer for the report and for pictures of samples, with its media decoded if they are to be seen."""
+def shown(one: Answered, judge: Judge | None = None, *, media: bool = True, frames: int = FRAMES) -> ReportSample:
+    """An answer for the report and for pictures of samples, with its media decoded if they are to be seen.
+
+    Of a clip so many frames are.
+    """
     sample = one.sample
     if judge is not None:
         correct = judge(sample, one.prediction)
@@ -247,7 +250,7 @@ def shown(one: Answered, judge: Judge | None = None, *, media: bool = True) -> R
         correct,
         image=next((part.load() for part in seen if isinstance(part, Image)), None),
         audio=next((part.load() for part in seen if isinstance(part, Audio)), None),
-        clip=next((part.load() for part in seen if isinstance(part, Video)), None),
+        clip=next((part.load(frames) for part in seen if isinstance(part, Video)), None),
         where=sample.where,
     )
 

@@ -3,13 +3,14 @@
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
-from tiny import some_audio, some_image
+from tiny import some_audio, some_image, some_video
 
 from mmgpt.content import Image, Message
 from mmgpt.data.sample import Sample
 from mmgpt.evaluation.asking import Answered
-from mmgpt.evaluation.exam_report import SEEN, write_exam_report
+from mmgpt.evaluation.exam_report import PLAYED, write_exam_report
 from mmgpt.evaluation.runner import beside, measured
 
 SETTINGS = {
@@ -19,8 +20,8 @@ SETTINGS = {
 }
 
 
-def said(task: str, truth: str, prediction: str, *parts, where: str = "x:1") -> Answered:
-    return Answered(Sample((Message.of("user", *parts, "What?"),), (truth,), task, where), prediction)
+def said(task: str, truth: str, prediction: str, *parts, where: str = "x:1", **fields) -> Answered:
+    return Answered(Sample((Message.of("user", *parts, "What?"),), (truth,), task, where, **fields), prediction)
 
 
 @pytest.fixture
@@ -78,21 +79,59 @@ def test_classes_beyond_the_most_frequent_share_one_place(page):
 
 def test_scores_are_told_by_the_length_of_the_right_answer(page):
     told = page([said("ask", "a", "a"), said("ask", "b", "c"), said("ask", "one two three", "one two three")])
-    (section,) = re.findall(r'<section class="lengths">.*?</section>', told, re.DOTALL)
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>.*?</td><td>(.*?)</td><td>(.*?)</td></tr>', section)
-    assert [(name, score.split()[0], n) for name, score, n in rows] == [("1", "50.0", "2"), ("3 – 4", "100.0", "1")]
-    assert "lengths" not in page([said("ask", "a", "a"), said("ask", "b", "c")]).partition("</style>")[2]
+    assert split(told, "length of the right answer") == [("1 word", "50.0", "2"), ("3 – 4 words", "100.0", "1")]
+    assert not split(page([said("ask", "a", "a"), said("ask", "b", "c")]), "length of the right answer")
 
 
-def test_a_thousand_samples_make_a_small_page_that_shows_some_of_the_media(page):
-    noise = some_image(0, 400)
-    answers = [said("caption", f"a dog {i}", "a dog", noise) for i in range(1100)]
+def split(page: str, by: str) -> list[tuple[str, str, str]]:
+    """The rows of a chart: name, score, number."""
+    sections = re.findall(rf'<section class="split"><h2>By the {by}.*?</section>', page, re.DOTALL)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>.*?</td><td>(.*?)</td><td>(.*?)</td></tr>', "".join(sections))
+    return [(name, score.split()[0], n) for name, score, n in rows]
+
+
+def test_scores_are_told_by_the_kinds_that_the_data_tell(page):
+    kinds = [{"question type": "how many"}, {"question type": "how many"}, {"question type": "is"}, {}]
+    told = page([said("ask", "a", "a" if i else "b", kinds=kind) for i, kind in enumerate(kinds)])
+    assert split(told, "question type") == [("how many", "50.0", "2"), ("is", "100.0", "1"), ("not told", "100.0", "1")]
+    assert re.findall(r"<option [^>]*>([^<]*)<", told) == ["all", "how many (2)", "is (1)"]
+
+
+def test_where_people_were_asked_vqa_accuracy_sorts_and_some_agreement_is_no_verdict(page):
+    votes = [("a",) * 10, ("b",) * 9 + ("a",), ("b",) * 8 + ("a",) * 2]
+    told = page([said("ask", "a", "a", votes=one, where=str(i)) for i, one in enumerate(votes)])
+    assert re.findall(r'class="where">(.*?)<', told) == ["1", "2", "0"]
+    # One who agrees is left out once of ten times, and counts a third else; of two, one is, or both count two thirds.
+    assert re.findall(r'class="verdict">(.*?)<', told) == ["score 0.30", "score 0.60", "✓ right"]
+    assert "by the score" not in told
+
+
+def test_a_thousand_samples_make_a_page_that_shows_all_their_media(page):
+    noise = PIL.Image.effect_noise((400, 400), 20).convert("RGB").resize((200, 200)).resize((400, 400))
+    answers = [said("caption", f"a dog {i}", "a dog", Image(noise)) for i in range(1100)]
     told = page([*answers, *(said("transcribe", "a", "a", some_audio(i)) for i in range(30))])
-    assert len(told) < 3_000_000
+    assert len(told) < 20_000_000
     assert told.count("<article") == 500 + 30
     assert "the best and worst 530 of 1,130" in told
-    assert told.count("<img") == 2 * SEEN
-    assert told.count("<audio") == SEEN
+    assert told.count("<img") == 500 + 30  # pictures, spectrograms
+    assert told.count("<audio") == 30
+
+
+def test_of_many_clips_some_can_be_played_and_all_are_seen(page):
+    told = page([said("describe", f"it {i}", "it", some_video(i % 3)) for i in range(PLAYED + 2)])
+    assert told.count("<article") == told.count('<ol class="frames"') == PLAYED + 2
+    assert told.count("<video") == PLAYED
+    assert told.count("<audio") == 2  # the sound tracks of the others
+
+
+def test_samples_are_filtered_by_class_length_and_score(page):
+    told = page([said("classify", "dog", "dog"), said("classify", "big cat", "dog"), said("classify", "dog", "cat")])
+    assert re.findall(r"<option [^>]*>([^<]*)<", told) == [
+        "all", "1 word (2)", "2 words (1)", "all", "big cat (1)", "dog (2)",
+    ]  # fmt: skip
+    told = page([said("caption", "a dog", "a dog"), said("caption", "red cars", "red"), said("caption", "x y", "z")])
+    assert "Score <select" in told
+    assert 'id="show-all"' not in told  # nothing is right or wrong
 
 
 def test_nothing_is_fetched_and_nothing_runs(page, tmp_path):

@@ -1,3 +1,5 @@
+import base64
+import io
 import re
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from mmgpt.errors import WriteError
 from mmgpt.evaluation.charts import loss_curve
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
-from mmgpt.evaluation.report import ReportSample, TaskScore, write_report
+from mmgpt.evaluation.report import CHOICES, ReportSample, Room, TaskScore, write_report
 from mmgpt.media import Clip, Waveform
 
 EVIL = "<script>alert('x')</script>&\""
@@ -54,7 +56,7 @@ def test_texts_are_shown_and_never_obeyed(page):
 
 
 def test_every_medium_is_in_the_page(page):
-    assert page.count("data:audio/wav;base64,") == 2  # the sound, and the sound track
+    assert page.count("data:audio/mpeg;base64,") == 2  # the sound, and the sound track
     assert page.count("data:image/") >= 1 + 1 + 3 + 1  # picture, spectrogram, three frames, spectrogram of the track
     assert page.count("<audio") == 2
 
@@ -89,6 +91,50 @@ def test_each_frame_of_a_clip_is_shown_once(tmp_path):
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert re.findall(r"<small>([0-9.]+) s</small>", page) == ["0.00", "0.25", "0.50"]
     assert page.count("data:image/") == 3
+
+
+def test_a_clip_of_many_frames_can_be_played_and_shows_some(tmp_path):
+    frames = np.zeros((30, 24, 24, 3), np.uint8)
+    sound = Waveform(np.zeros(8000, np.float32), 8000)
+    clip = Clip(frames, np.arange(30) / 10, 3.0, sound)
+    write_report(tmp_path / "a.html", title="x", samples=[ReportSample("see", "?", "a", "b", False, clip=clip)],
+                 room=Room(side=48, frames=4))  # fmt: skip
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page.count("<video") == page.count("data:video/mp4;base64,") == 1
+    assert len(re.findall(r"<small>[0-9.]+ s</small>", page)) == 4
+    assert "<audio" not in page  # it is in the clip
+
+
+def test_the_room_of_media_is_that_which_is_told(tmp_path):
+    picture = PIL.Image.effect_noise((300, 200), 50)
+    sound = Waveform(np.zeros(24_000, np.float32), 8000)
+    samples = [ReportSample("see", "?", "a", "b", image=picture, audio=sound)]
+    write_report(tmp_path / "a.html", title="x", samples=iter(samples), room=Room(side=100, seconds=1.5))
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page)
+    assert [PIL.Image.open(io.BytesIO(base64.b64decode(data))).size for data in pictures] == [(100, 67), (100, 35)]
+    assert "first 1.5 s of 3.0 s" in page
+
+
+def test_filters_have_the_values_that_differ_in_the_order_of_people(tmp_path):
+    facets = [{"words": f"{n} words", "same": "x"} for n in (20, 3, 3, 100)]
+    samples = [ReportSample("see", "?", "a", "b", True, facets=one) for one in [*facets, {}]]
+    write_report(tmp_path / "a.html", title="x", samples=samples)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert re.findall(r"<option [^>]*>([^<]*)<", page) == ["all", "3 words (2)", "20 words (1)", "100 words (1)"]
+    classes = re.findall(r'<article class="([^"]*)"', page)
+    assert classes == ["right by-0-1", "right by-0-0", "right by-0-0", "right by-0-2", "right"]
+    assert "body:has(#by-0 option[value='1']:checked) article:not(.by-0-1)" in page
+
+
+def test_rare_values_of_a_filter_share_a_place(tmp_path):
+    names = [f"kind {i}" for i in range(CHOICES + 3) for _ in range(1 + (i < CHOICES))]
+    samples = [ReportSample("see", "?", "a", "b", facets={"kind": name}) for name in names]
+    write_report(tmp_path / "a.html", title="x", samples=samples)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    *_, last, others = re.findall(r"<option [^>]*>([^<]*)<", page)
+    assert (last, others) == (f"kind {CHOICES - 1} (2)", "others (3)")
+    assert page.count(f'"open by-0-{CHOICES}"') == 3
 
 
 def test_a_curve_of_one_point_is_seen_as_a_dot():
