@@ -61,12 +61,22 @@ class Video:
     frame_rate: float | None = None
     sound: Audio | None = None
 
-    def load(self, frames: int = 8, max_seconds: float = 600.0, sound: bool = True) -> "Clip":
+    def load(
+        self, frames: int = 8, max_seconds: float = 600.0, sound: bool = True, max_pixels: int = 100_000_000
+    ) -> "Clip":
         """`frames` evenly spaced frames and, if `sound`, the sound track. Raises MediaError."""
         from mmgpt.media import load_video
 
         track = self.sound.load(max_seconds) if self.sound is not None and sound else None
-        return load_video(self.source, self.frame_rate, track, frames=frames, max_seconds=max_seconds, sound=sound)
+        return load_video(
+            self.source,
+            self.frame_rate,
+            track,
+            frames=frames,
+            max_seconds=max_seconds,
+            sound=sound,
+            max_pixels=max_pixels,
+        )
 
 
 Medium: TypeAlias = Image | Audio | Video

@@ -16,6 +16,7 @@ A foreign model without the template (tokenizer.plain) does one task alone, and 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import PIL.Image
 import torch
@@ -27,7 +28,7 @@ from mmgpt.content import Audio, Content, Image, Medium, Message, Part, Text, Vi
 from mmgpt.encoders.preprocessing import frames_to_pixels, to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
-from mmgpt.media import Waveform
+from mmgpt.media import Clip, Waveform
 from mmgpt.media.image import MAX_PIXELS
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ class Processor:
         tokenizer: The model's tokenizer.
         augment: Called on each decoded picture while training, before it is resized.
         caches: Where the tokens of frozen encoders are kept, by modality; media found there are not decoded.
-        max_pixels: Larger pictures are refused before they are decoded.
+        max_pixels: Larger pictures and frames are refused before they are decoded.
 
     Raises:
         ConfigError: augment and a cache of pictures, which would then be the same for ever.
@@ -152,49 +153,62 @@ class Processor:
         return replace(self._input(modality, *found), encoded=True, key=key)
 
     def _decoded(self, part: Part) -> MediaInput:
-        match part:
-            case Image():
-                return self._image(part)
-            case Audio():
-                return self._audio(part)
-            case Video():
-                return self._video(part)
-        raise TypeError(f"{type(part).__name__} is not a media part")
+        settings = self.decoding(part)
+        assert not isinstance(part, Text)
+        return self.preprocessed(part.load(**settings))
 
-    def _require(self, modality: str) -> None:
-        if getattr(self.config, modality) is None:
+    def decoding(self, part: Part) -> dict[str, Any]:
+        """The arguments with which a medium's `load` decodes it for this model.
+
+        Raises MediaError for media that the model has no encoder for.
+        """
+        modality = MODALITIES.get(type(part))
+        if modality is None:
+            raise TypeError(f"{type(part).__name__} is not a media part")
+        config = getattr(self.config, modality)
+        if config is None:
             has = [name for name in ("image", "audio", "video") if getattr(self.config, name) is not None]
             raise MediaError(f"this model has no {modality} encoder (it has: {', '.join(has) or 'text alone'})")
+        if modality == "image":
+            return {"max_pixels": self.max_pixels}
+        if modality == "audio":
+            return {"max_seconds": config.max_seconds}
+        hears = config.sound and self.config.audio is not None
+        most = {"max_seconds": config.max_seconds, "max_pixels": self.max_pixels}
+        return {"frames": config.frames, "sound": hears, **most}
+
+    def preprocessed(self, decoded: PIL.Image.Image | Waveform | Clip) -> MediaInput:
+        """What `load` made of a medium, preprocessed as the encoder wants it, and its slots counted."""
+        match decoded:
+            case Waveform():
+                return self._audio(decoded)
+            case Clip():
+                return self._video(decoded)
+        return self._image(decoded)
 
     def _input(self, modality: str, data: Tensor, grid: TokenGrid, sound: Tensor | None = None) -> MediaInput:
         features = slot_count(self.config.adapter(modality), grid)
         slots = features if self.config.gpt.cross is None else 0
         return MediaInput(modality, data, grid, features, slots, sound)
 
-    def _image(self, part: Image) -> MediaInput:
-        self._require("image")
+    def _image(self, picture: PIL.Image.Image) -> MediaInput:
         assert self.config.image is not None
-        picture = part.load(self.max_pixels)
         if self.augment is not None:
             picture = self.augment(picture)
         grid = image_grid(self.config.image)
         return self._input("image", to_pixels(picture, self.config.image), grid)
 
-    def _audio(self, part: Audio) -> MediaInput:
-        self._require("audio")
+    def _audio(self, waveform: Waveform) -> MediaInput:
         assert self.config.audio is not None
-        sound = self._samples(part.load(max_seconds=self.config.audio.max_seconds))
+        sound = self._samples(waveform)
         grid = audio_grid(self.config.audio, len(sound))
         return self._input("audio", sound, grid)
 
-    def _video(self, part: Video) -> MediaInput:
-        self._require("video")
+    def _video(self, clip: Clip) -> MediaInput:
         config = self.config.video
         assert config is not None
         assert self.config.image is not None
-        hears = config.sound and self.config.audio is not None
-        clip = part.load(frames=config.frames, max_seconds=config.max_seconds, sound=hears)
-        sound = self._samples(clip.sound) if hears and clip.sound is not None else None
+        sound = None if clip.sound is None else self._samples(clip.sound)
         frames = frames_to_pixels(clip.frames, self.config.image)
         grid = video_grid(config, self.config.audio, 0 if sound is None else len(sound))
         return self._input("video", frames, grid, sound)

@@ -239,7 +239,7 @@ def test_a_sound_of_any_rate_has_no_more_samples_than_it_lasts(processor, rate):
 
 
 def test_a_processor_may_have_a_lower_limit_of_pixels(model, tokenizer):
-    picture = some_image(0, size=40)
-    Processor(model.config, tokenizer, max_pixels=1600).media_input(picture)
-    with pytest.raises(MediaError, match="over 1,599 pixels"):
-        Processor(model.config, tokenizer, max_pixels=1599).media_input(picture)
+    for medium, pixels in ((some_image(0, size=40), 1600), (some_video(0), 32 * 32)):
+        Processor(model.config, tokenizer, max_pixels=pixels).media_input(medium)
+        with pytest.raises(MediaError, match=f"over {pixels - 1:,} pixels"):
+            Processor(model.config, tokenizer, max_pixels=pixels - 1).media_input(medium)

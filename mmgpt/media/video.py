@@ -17,13 +17,14 @@ from av.stream import Disposition
 
 from mmgpt.errors import MediaError
 from mmgpt.media.audio import SoundTrack, Waveform
-from mmgpt.media.container import container, packets
+from mmgpt.media.container import MAX_FRAME_PIXELS, container, packets
 from mmgpt.media.source import name_of
 from mmgpt.stored import Stored
 
 MAX_SIDE = 1280  # pixels; larger frames are scaled down while decoding, their shape kept
 MAX_RATIO = 4  # of the sides of a pixel; DVDs and anamorphic lenses have less than 3, and more is taken for an error
 MAX_FRAMES = 250_000  # in a clip: over an hour at 60 a second; bounds the time that a made-up file can cost
+MAX_FRAME_RATE = 240  # a second of the longest clip that is allowed, for the same reason; as phones do in slow motion
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ def load_video(
     frames: int,
     max_seconds: float,
     sound: bool = True,
+    max_pixels: int = MAX_FRAME_PIXELS,
 ) -> Clip:
     """Decodes `frames` frames: those on show at the middles of as many equal parts of the clip.
 
@@ -62,20 +64,23 @@ def load_video(
         frames: How many frames to return.
         max_seconds: A longer clip is refused, not cut.
         sound: Return the sound track too; a clip without one has sound None.
+        max_pixels: A clip with larger frames is refused from its header, before one is decoded.
 
     Raises:
         MediaError: It is missing, damaged, empty, too long or too large, or has no pictures.
     """
     name = name_of(source)
     if isinstance(source, np.ndarray):
-        return _from_array(source, frame_rate, track if sound else None, frames, max_seconds)
+        return _from_array(source, frame_rate, track if sound else None, frames, max_seconds, max_pixels)
     if frame_rate is not None:
         raise MediaError(f"{name}: a file has its own clock; give frame_rate with arrays only")
     with container(source, "a video") as file:
-        index = _read_index(file, name, max_seconds, sound and track is None)
+        video = _video_stream(file, name)
+        _check_size(name, video.width, video.height, max_pixels)
+        index = _read_index(file, video, name, max_seconds, sound and track is None)
     chosen = index.evenly_spaced(frames)
     with container(source, "a video") as file:
-        pictures = _decode(file, name, index, chosen)
+        pictures = _decode(file, name, index, chosen, max_pixels)
     first = index.times[0]
     return Clip(
         frames=np.stack([pictures[time] for time in chosen]),
@@ -86,7 +91,12 @@ def load_video(
 
 
 def _from_array(
-    array: np.ndarray, frame_rate: float | None, track: Waveform | None, frames: int, max_seconds: float
+    array: np.ndarray,
+    frame_rate: float | None,
+    track: Waveform | None,
+    frames: int,
+    max_seconds: float,
+    max_pixels: int,
 ) -> Clip:
     if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8 or array.size == 0:
         raise MediaError(
@@ -94,7 +104,8 @@ def _from_array(
         )
     if frame_rate is None or not 0 < frame_rate < float("inf"):
         raise MediaError(f"array: a video needs its frames a second, not {frame_rate}; give frame_rate=")
-    count = len(array)
+    count, height, width, _ = array.shape
+    _check_size("array", width, height, max_pixels)
     if count / frame_rate > max_seconds:
         raise MediaError(f"array: the video is longer than {max_seconds:g} seconds; cut it into pieces")
     chosen = [(2 * part + 1) * count // (2 * frames) for part in range(frames)]
@@ -131,9 +142,14 @@ def _video_stream(file: InputContainer, name: str) -> VideoStream:
     return next((stream for stream in streams if stream is best), streams[0])
 
 
-def _read_index(file: InputContainer, name: str, max_seconds: float, sound: bool) -> _Index:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise MediaError(f"{name}: frames of {width} x {height} are over {max_pixels:,} pixels; scale the video down")
+
+
+def _read_index(file: InputContainer, video: VideoStream, name: str, max_seconds: float, sound: bool) -> _Index:
     """The first pass: reads all packets, decodes the sound but no picture."""
-    video = _video_stream(file, name)
+    most = min(MAX_FRAMES, int(max_seconds * MAX_FRAME_RATE))
     tracks = file.streams.audio[:1] if sound else ()
     heard = SoundTrack(name, max_seconds)
     unit = video.time_base or Fraction(0)
@@ -159,8 +175,8 @@ def _read_index(file: InputContainer, name: str, max_seconds: float, sound: bool
         times.append(time)
         if (end - first) * unit > max_seconds:
             raise MediaError(f"{name}: the video is longer than {max_seconds:g} seconds; cut it into pieces")
-        if number > MAX_FRAMES:
-            raise MediaError(f"{name}: the video has over {MAX_FRAMES:,} pictures; cut it into pieces")
+        if number > most:
+            raise MediaError(f"{name}: the video has over {most:,} pictures; cut it into pieces")
     keys.sort()
     times = sorted(time for time in times if not keys or time >= keys[0][0])  # nothing before a key frame decodes
     if not times:
@@ -182,7 +198,9 @@ def _aligned(track: Waveform, start: float, seconds: float) -> Waveform:
     return Waveform(np.concatenate([silence, track.samples[max(0, -late) :]]), track.sample_rate)
 
 
-def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -> dict[int, np.ndarray]:
+def _decode(
+    file: InputContainer, name: str, index: _Index, chosen: list[int], max_pixels: int
+) -> dict[int, np.ndarray]:
     """The second pass: the pictures of the chosen times.
 
     Packets are passed over up to the key frame from which the next chosen picture can be decoded; there is no
@@ -204,6 +222,7 @@ def _decode(file: InputContainer, name: str, index: _Index, chosen: list[int]) -
                 video.codec_context.flush_buffers()
                 decoding = True
         for frame in packet.decode():
+            _check_size(name, frame.width, frame.height, max_pixels)  # which may change within a clip
             latest, size = frame, size or _size(frame, ratio)
             time = frame.dts if frame.pts is None else frame.pts
             while wanted and time is not None and time >= wanted[0]:

@@ -234,6 +234,13 @@ def test_clips_of_too_many_pictures_are_refused(write_clip, refusal, monkeypatch
     assert "over 19 pictures" in refusal(lambda: decoded(content))
 
 
+def test_clips_of_more_pictures_than_the_time_allows_are_refused(write_clip, refusal, monkeypatch):
+    content = write_clip([0] * 20)  # 25 a second
+    monkeypatch.setattr("mmgpt.media.video.MAX_FRAME_RATE", 10)
+    assert decoded(content, max_seconds=2).duration == pytest.approx(0.8)
+    assert "over 19 pictures" in refusal(lambda: decoded(content, max_seconds=1.9))
+
+
 def gif_of(width: int, height: int) -> bytes:
     """A GIF of 40 bytes whose header claims a size."""
     screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
@@ -245,6 +252,22 @@ def test_huge_frames_are_refused_from_the_header(refusal):
     assert decoded(gif_of(64, 64)).frames.shape == (4, 64, 64, 3)
     refusal(lambda: decoded(gif_of(65_000, 65_000)))
     refusal(lambda: decoded(gif_of(10_000, 5_000)))
+
+
+def test_a_limit_of_pixels_holds_for_frames(write_clip, refusal):
+    content = write_clip([0] * 5, size=(64, 48))
+    assert decoded(content, max_pixels=64 * 48).frames.shape == (4, 48, 64, 3)
+    assert "frames of 64 x 48 are over 3,071 pixels" in refusal(lambda: decoded(content, max_pixels=64 * 48 - 1))
+    array = np.zeros((3, 48, 64, 3), np.uint8)
+    assert len(decoded(array, frame_rate=4.0, max_pixels=64 * 48).frames) == 4
+    refusal(lambda: decoded(array, frame_rate=4.0, max_pixels=64 * 48 - 1))
+
+
+def test_frames_that_grow_within_a_clip_are_refused(write_clip, refusal):
+    """MPEG streams may be laid end to end, and each begins with its own size."""
+    small, large = (write_clip([0] * 13, container="mpegts", size=size) for size in ((64, 48), (128, 96)))
+    assert decoded(small, max_pixels=64 * 48).frames.shape == (4, 48, 64, 3)
+    refusal(lambda: decoded(small + large, max_pixels=64 * 48))
 
 
 def test_truncated_clip_is_refused(write_clip, save, refusal):
