@@ -88,7 +88,6 @@ class Explanation:
     method: Method
 
 
-@torch.inference_mode()
 def explain(
     assistant: Assistant,
     prompt: Sequence[Message],
@@ -109,7 +108,18 @@ def explain(
         MediaError: There is no medium in the prompt, or one cannot be decoded.
         ConfigError: Roll-out of a model whose media have no slots, or whose slots have no place.
     """
-    before = assistant.processor.encode_prompt(prompt)
+    return explain_example(assistant, assistant.processor.encode_prompt(prompt), answer, method, decoding)
+
+
+@torch.inference_mode()
+def explain_example(
+    assistant: Assistant,
+    before: Example,
+    answer: str | None = None,
+    method: Method = "occlusion",
+    decoding: Decoding | None = None,
+) -> Explanation:
+    """As `explain`, for a prompt that is encoded already."""
     if not before.media:
         raise MediaError("there is no picture, sound or clip in the prompt; nothing could be looked at")
     if answer is None:

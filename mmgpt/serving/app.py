@@ -82,7 +82,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         began = time.monotonic()
         service.check_model(asked.model)
         asked.messages = await service.fetched(asked.messages)
-        requests = await service.aside(partial(service.chat, asked))
+        requests = await service.chat(asked)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
         if asked.stream:
             frame = Frame(schema.ChatChunk(**head, choices=[], usage=None))
@@ -140,7 +140,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         began = time.monotonic()
         service.check_model(asked.model)
         data = await asked.file.read()
-        [answer] = await service.finished(began, await service.aside(partial(service.transcribe, asked, data)))
+        [answer] = await service.finished(began, await service.transcribe(asked, data))
         if answer.finish == FILTERED:
             raise refusal()
         text = answer.text.strip()

@@ -9,20 +9,22 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from mmgpt.assistant import Assistant, Embedded
+from mmgpt.batch import Example, MediaInput
 from mmgpt.chat_format import parse_messages
-from mmgpt.content import Audio, Image, Message, Part, Text, Video
+from mmgpt.content import Audio, Image, Medium, Message, Part, Text, Video
 from mmgpt.errors import shown
-from mmgpt.evaluation.explain import explain
+from mmgpt.evaluation.explain import explain_example
 from mmgpt.evaluation.explain_page import pictures
 from mmgpt.evaluation.pictures import picture_uri
 from mmgpt.generation import Answer, Decoding, Engine, Request
 from mmgpt.processor import Processor, TooLongError
+from mmgpt.serving.decoder import Sent
+from mmgpt.serving.decoders import Decoders, Load
 from mmgpt.serving.errors import APIError
 from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.metrics import Metrics
@@ -40,7 +42,7 @@ from mmgpt.serving.worker import Job, Worker
 from mmgpt.tasks import TASKS
 
 T = TypeVar("T")
-ENCODERS = 2  # threads that decode media and tokenize
+ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
 SCHEMA_CHARACTERS = 1 << 16
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
@@ -50,22 +52,8 @@ HARMLESS = {"role", "content", "refusal", "annotations"}  # of a message; the la
 ROLES = {"developer": "system"}  # how OpenAI calls it now
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A medium that a client sent, called by its place in the request."""
-
-    place: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.place
-
-    def read_bytes(self) -> bytes:
-        return self.data
-
-
 class Service:
-    """One model at work for many clients, in an event loop; `close` ends its threads.
+    """One model at work for many clients, in an event loop; `close` ends its threads and processes.
 
     Args:
         assistant: The model.
@@ -100,14 +88,14 @@ class Service:
         self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
         self.pool = ThreadPoolExecutor(ENCODERS, "encode")
         self.explaining = ThreadPoolExecutor(1, "explain")
-        self.explained = copy(assistant)  # with the limits of the server
-        self.explained.processor = self.processor
+        self.decoders = Decoders(limits.decoding, limits.memory)
         self.running, self.draining = 0, False
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
 
     def close(self) -> None:
         for pool in (self.pool, self.explaining, self.fetching):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.decoders.close()
         self.worker.stop()
 
     @contextmanager
@@ -149,9 +137,24 @@ class Service:
             place["url"] = f"data:;base64,{base64.b64encode(data).decode()}"
         return messages
 
-    # From what was asked to requests of the engine; all of it runs in the pool
+    async def encoded(self, conversation: Sequence[Message]) -> Example:
+        """A conversation up to where the assistant is to begin, its media decoded by a process of their own."""
+        media = [part for message in conversation for part in message.parts if not isinstance(part, Text)]
 
-    def chat(self, asked: ChatRequest) -> list[Request]:
+        def work(load: Load) -> dict[Medium, MediaInput]:
+            return {part: self.processor.preprocessed(load(part, **self.processor.decoding(part))) for part in media}
+
+        inputs = await self.decoders.run(work) if media else {}
+        return await self.aside(partial(self.processor.encode_prompt, conversation, shared=inputs))
+
+    # From what was asked to requests of the engine; but for media, all of it runs in the pool
+
+    async def chat(self, asked: ChatRequest) -> list[Request]:
+        conversation, decoding = await self.aside(partial(self._chat, asked))
+        example = await self.encoded(conversation)
+        return await self.aside(lambda: [self.worker.engine.prepare(example, decoding)])
+
+    def _chat(self, asked: ChatRequest) -> tuple[list[Message], Decoding]:
         self._check_answers()
         conversation = self._conversation(asked.messages)
         schema = asked.response_format.schema_of_answers if asked.response_format is not None else None
@@ -163,7 +166,7 @@ class Service:
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
             json_schema=schema,
         )
-        return [self.worker.engine.prepare(self.processor.encode_prompt(conversation), decoding)]
+        return conversation, decoding
 
     def _conversation(self, told: Sequence[dict[str, Any]]) -> list[Message]:
         messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(told)]
@@ -180,11 +183,11 @@ class Service:
         prompts = [self.processor.encode_beginning(text) for text in asked.prompt]
         return [self.worker.engine.prepare(prompt, decoding) for prompt in prompts]
 
-    def transcribe(self, asked: TranscriptionRequest, data: bytes) -> list[Request]:
+    async def transcribe(self, asked: TranscriptionRequest, data: bytes) -> list[Request]:
         self._check_answers()
         decoding = Decoding(self.limits.tokens, temperature=asked.temperature, seed=secrets.randbits(62))
-        prompt = self.processor.encode_prompt(TASKS["transcribe"].conversation(Audio(Sent("file", data))))
-        return [self.worker.engine.prepare(prompt, decoding)]
+        example = await self.encoded(TASKS["transcribe"].conversation(Audio(Sent("file", data))))
+        return await self.aside(lambda: [self.worker.engine.prepare(example, decoding)])
 
     def _check_answers(self) -> None:
         if not self.assistant.model.config.answers:
@@ -277,13 +280,18 @@ class Service:
         """Where the model looks for each word of an answer; one request after the other, beside the engine."""
         self._check_answers()
 
-        def work() -> list[ExplainedWord]:
+        def checked() -> list[Message]:
             conversation = self._conversation(asked.messages)
             if self._check_text(asked.answer) > EXPLAINED_TOKENS:
                 raise APIError(400, f"over {EXPLAINED_TOKENS} tokens of an answer are not explained", "answer")
             if _media_count(conversation) > EXPLAINED_MEDIA:
                 raise APIError(400, f"over {EXPLAINED_MEDIA} media are not explained", "messages")
-            found = explain(self.explained, conversation, asked.answer)
+            return conversation
+
+        example = await self.encoded(await self.aside(checked))
+
+        def work() -> list[ExplainedWord]:
+            found = explain_example(self.assistant, example, asked.answer)
             return [
                 ExplainedWord(
                     text=word.text,

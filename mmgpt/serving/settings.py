@@ -21,6 +21,8 @@ class Limits:
     media: int = field(default=16, metadata={"help": "pictures, sounds and videos of a request"})
     pixels: int = field(default=50_000_000, metadata={"help": "pixels of a picture"})
     seconds: int = field(default=600, metadata={"help": "seconds of a sound or video, if the model allows as many"})
+    decoding: int = field(default=20, metadata={"help": "seconds that it may take to decode the media of a request"})
+    memory: int = field(default=2 << 30, metadata={"help": "bytes of memory that decoding may take"})
     tokens: int = field(default=1024, metadata={"help": "tokens of an answer"})
     answers: int = field(default=16, metadata={"help": "answers of a request: n times the number of its prompts"})
 

@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import io
+import json
+import socket
 import threading
 import time
 import wave
@@ -85,6 +87,25 @@ def png(seed: int, size: int = 40) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(written, "PNG")
     return written.getvalue()
+
+
+def scan_bomb(scans: int = 3000) -> bytes:
+    """A progressive JPEG of some 60 KB whose last scan is told again and again: each costs 10 ms of four megapixels."""
+    written = io.BytesIO()
+    PIL.Image.new("L", (2000, 2000), 100).save(written, "JPEG", progressive=True)
+    jpeg = written.getvalue()
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:last] + jpeg[last:-2] * scans + jpeg[-2:]
+
+
+@contextlib.contextmanager
+def sent(url: str, asked: dict) -> Iterator[socket.socket]:
+    """A chat that was asked for, by someone who does not read the answer and leaves at the end."""
+    body = json.dumps(asked).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(url.removeprefix("http://").split(":")) as caller:
+        caller.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield caller
 
 
 def wav(seed: int, samples: int = 3000) -> bytes:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
-from servers import text_part, user
+from servers import image_part, scan_bomb, sent, text_part, user
 
 from mmgpt import checkpoint
 from mmgpt.serving.settings import listen
@@ -98,6 +98,20 @@ def test_what_is_sent_waits_for_no_acknowledgement():
         connection, _ = listening.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(("seconds", "signals"), [(1, 1), (600, 2)])
+def test_it_ends_though_a_file_takes_for_ever_to_decode(model_directory, seconds, signals):
+    asked = {"messages": user(image_part(scan_bomb(60_000)))}
+    with served(model_directory, "--max-decoding", seconds) as (process, url), sent(url, asked):
+        while "mmgpt_requests_in_progress 1.0" not in httpx.get(f"{url}/metrics").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            while httpx.get(f"{url}/health").status_code == 200:
+                pass
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) is not None
 
 
 def test_wrong_usage_is_told_in_one_line(model_directory, tmp_path):
