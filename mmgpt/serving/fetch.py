@@ -9,8 +9,10 @@ of this machine are not used. A body has a limit of bytes, and all of it a limit
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 from urllib.parse import urljoin, urlsplit
@@ -35,6 +37,8 @@ def is_public(address: Address) -> bool:
         for network, below in _CARRIERS:
             if address in network:
                 return is_public(ipaddress.IPv4Address(int(address) >> below & 0xFFFFFFFF))
+        if address.is_site_local:  # fec0::/10, of which Python says that it is global
+            return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -127,8 +131,7 @@ class _Checked(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        addresses = _resolved(host, port, self.end)
         if not addresses or not all(map(self.public, addresses)):
             raise MediaError(f"{host}: is not on the open internet")
         stream = self._plain.connect_tcp(str(addresses[0]), port, _left(self.end), local_address, socket_options)
@@ -157,6 +160,27 @@ class _Timed(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
+
+
+def _resolved(host: str, port: int, end: float) -> list[Address]:
+    """The addresses of a name. Raises OSError: it has none, httpcore.ReadTimeout: not in time.
+
+    A look-up cannot be called off: it is left to a thread that nobody waits for, not even the end of the process.
+    """
+    found: Future[list[Address]] = Future()
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.set_result([ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries])
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look_up, name="look-up", daemon=True).start()
+    try:
+        return found.result(_left(end))
+    except TimeoutError:
+        raise httpcore.ReadTimeout from None
 
 
 def _left(end: float) -> float:

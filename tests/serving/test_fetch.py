@@ -94,7 +94,7 @@ def fetcher(site: str, hosts=("*",), most: int = 1 << 20, seconds: float = 5.0, 
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "240.0.0.1", "192.0.2.1", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "ff02::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::",
-        "2002:a00:1::1", "2001::1", "2001:db8::1",
+        "2002:a00:1::1", "2001::1", "2001:db8::1", "fec0::1",
     ],
 )  # fmt: skip
 def test_addresses_within_are_not_public(address):
@@ -187,6 +187,24 @@ def test_what_never_ends_costs_its_limit(site, names):
     assert time.monotonic() - began < 2
     with pytest.raises(MediaError, match=r"cannot be fetched \(status 404\)"):
         fetcher(site)(f"{site}/missing")
+
+
+def test_a_name_that_is_looked_up_for_ever_costs_the_limit_of_time(site, monkeypatch):
+    found = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_rest, **_more: found.wait(30))
+    with pytest.raises(MediaError, match=r"cannot be fetched \(ReadTimeout\)"):
+        fetcher(site, seconds=0.2)(f"{site}/a.png")
+    assert not found.is_set()
+    found.set()
+
+
+def test_a_name_that_nobody_knows_is_told(site, monkeypatch):
+    def unknown(*_rest, **_more):
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(MediaError, match=r"cannot be fetched \(gaierror\)"):
+        fetcher(site)(f"{site}/a.png")
 
 
 @contextmanager
