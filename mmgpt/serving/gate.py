@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from math import inf
 
 from starlette.datastructures import Headers
@@ -82,8 +83,8 @@ class Gate:
             if scope["method"] != "POST":
                 await self.app(scope, body.receive, send)
                 return
-            with self.service.place():
-                whole = await body.read(most)
+            with self.service.place() as take:
+                whole = await body.read(most, take)
                 await self._serve(scope, whole, body.receive, send)
         except APIError as error:
             # Who is still sending might not read the answer otherwise. No more than as much again is taken.
@@ -144,14 +145,17 @@ class Body:
     def __init__(self, receive: Receive):
         self.receive, self.ended = receive, False
 
-    async def read(self, most: int) -> bytes:
-        """All of it. Raises APIError for more bytes than these, or if it takes too long."""
+    async def read(self, most: int, take: Callable[[int], None]) -> bytes:
+        """All of it; `take` is told of the bytes as they come. Raises APIError for more than `most`, or if it takes too
+        long.
+        """
         pieces: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while not self.ended:
                     pieces.append(await self._piece())
+                    take(len(pieces[-1]))
                     size += len(pieces[-1])
                     if size > most:
                         raise APIError(413, f"the request is over {most:,} bytes; send less", code="too_large")

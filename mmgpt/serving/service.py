@@ -44,6 +44,7 @@ from mmgpt.tasks import TASKS
 T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
+BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
 SCHEMA_CHARACTERS = 1 << 16
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
@@ -89,7 +90,7 @@ class Service:
         self.pool = ThreadPoolExecutor(ENCODERS, "encode")
         self.explaining = ThreadPoolExecutor(1, "explain")
         self.decoders = Decoders(limits.decoding, limits.memory)
-        self.running, self.draining = 0, False
+        self.running, self.held, self.draining = 0, 0, False
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
 
     def close(self) -> None:
@@ -99,19 +100,33 @@ class Service:
         self.worker.stop()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among those who are served. Raises APIError: there is none, or the server is about to end."""
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """A place among those who are served, and whom to tell of the bytes that come from him.
+
+        Both raise APIError: there is no place, the server is about to end, or it holds as many bytes as it may.
+        """
         if self.draining:
             raise APIError(
                 503, "the server is about to end; ask another", code="draining", headers={"Retry-After": "5"}
             )
         if self.running >= self.limits.requests:
             raise APIError(429, "the queue is full; ask again later", code="queue_full", headers={"Retry-After": "1"})
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            if self.held + count > BODIES * self.limits.body:
+                raise APIError(
+                    429, "too much is being sent; ask again later", code="memory_full", headers={"Retry-After": "1"}
+                )
+            held, self.held = held + count, self.held + count
+
         self.running += 1
         try:
-            yield
+            yield take
         finally:
             self.running -= 1
+            self.held -= held
 
     def check_model(self, name: str | None) -> None:
         if name not in (None, self.name):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from servers import audio_part, image_part, png, running, text_part, user, wav
 
 from mmgpt.errors import ConfigError
-from mmgpt.serving import gate
+from mmgpt.serving import gate, service
 from mmgpt.serving.settings import Keys, Limits, read_keys
 
 CHAT = "/v1/chat/completions"
@@ -240,6 +240,25 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(strict):
         one.close()
     strict.wait_until(lambda: strict.service.running == 0)
     assert authorized(strict).post(CHAT, json={"messages": user(text_part("a"))}).status_code == 200
+
+
+def test_bodies_have_a_limit_of_bytes_together(assistant, monkeypatch):
+    monkeypatch.setattr(service, "BODIES", 2)
+    with running(assistant, Limits(body=1000, tokens=8)) as own:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\n"
+        slow = [socket.create_connection(own.url.removeprefix("http://").split(":")) for _ in range(2)]
+        for one in slow:
+            one.sendall(head.encode() + b" " * 850)
+        own.wait_until(lambda: own.service.held == 1700)
+        body = json.dumps({"messages": user(text_part("a" * 300))})
+        told = own.http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+        assert (told.status_code, told.json()["error"]["code"]) == (429, "memory_full")
+        assert int(told.headers["Retry-After"]) > 0
+        assert own.http.post(CHAT, json={"messages": user(text_part("a"))}).status_code == 200
+        for one in slow:
+            one.close()
+        own.wait_until(lambda: own.service.held == 0)
+        assert own.http.post(CHAT, content=body, headers={"Content-Type": "application/json"}).status_code != 429
 
 
 def held(monkeypatch, server) -> threading.Event:
