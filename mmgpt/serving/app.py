@@ -33,7 +33,6 @@ LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not know
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
 log = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from mmgpt.assistant import Assistant
 from mmgpt.serving.app import build_app
@@ -12,6 +13,19 @@ from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.moderation import Moderator
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits
+
+
+def configured(app: ASGIApp) -> uvicorn.Config:
+    """How HTTP is spoken. h11 is the one parser of it that uvicorn always has."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        headers=[("X-Content-Type-Options", "nosniff")],
+    )
 
 
 class Server(uvicorn.Server):
@@ -71,11 +85,7 @@ def serve(
         fetch: Hosts from which media at addresses are fetched.
     """
     service = Service(assistant, name, limits, rows, moderator, Fetcher(fetch, limits.body) if fetch else None)
-    # h11 is the one parser of HTTP that uvicorn always has.
-    config = uvicorn.Config(
-        build_app(service, keys, origins), http="h11", ws="none", lifespan="off", log_level="warning", access_log=False
-    )
     try:
-        Server(config, service).run(sockets=[listening])
+        Server(configured(build_app(service, keys, origins)), service).run(sockets=[listening])
     finally:
         service.close()

@@ -23,6 +23,7 @@ from mmgpt.media.write import write_video
 from mmgpt.serving.app import build_app
 from mmgpt.serving.fetch import Fetcher
 from mmgpt.serving.moderation import Moderator
+from mmgpt.serving.server import configured
 from mmgpt.serving.service import Service
 from mmgpt.serving.settings import Keys, Limits, listen
 
@@ -71,7 +72,7 @@ def running(
     service = Service(assistant, "tiny", limits or Limits(tokens=64), rows, moderator, fetcher)
     listening = listen("127.0.0.1", 0)
     app = build_app(service, Keys(list(keys)), origins)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="warning"))
+    server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -261,6 +261,41 @@ def test_bodies_have_a_limit_of_bytes_together(assistant, monkeypatch):
         assert own.http.post(CHAT, content=body, headers={"Content-Type": "application/json"}).status_code != 429
 
 
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("POST", CHAT, {"json": {"messages": user(text_part(SCRIPT)), "max_tokens": 2}}),
+        ("POST", CHAT, {"json": {"messages": user(text_part(SCRIPT)), "max_tokens": 2, "stream": True}}),
+        ("POST", CHAT, {"json": {"messages": user(text_part("a")), SCRIPT: 1}}),
+        ("POST", CHAT, {"json": {"model": SCRIPT, "messages": user(text_part("a"))}}),
+        ("POST", CHAT, {"content": SCRIPT}),
+        ("POST", "/v1/completions", {"json": {"prompt": SCRIPT, "max_tokens": 2}}),
+        (
+            "POST",
+            "/v1/audio/transcriptions",
+            {"data": {"response_format": "text"}, "files": {"file": (SCRIPT, wav(0), "text/html")}},
+        ),
+        ("POST", "/v1/audio/transcriptions", {"data": {"language": SCRIPT}, "files": {"file": (SCRIPT, SCRIPT)}}),
+        ("GET", f"/{SCRIPT}", {}),
+        ("GET", f"/v1/models/{SCRIPT}", {}),
+        ("GET", "/health", {}),
+        ("GET", "/metrics", {}),
+        ("OPTIONS", CHAT, {"headers": {"Origin": SCRIPT, "Access-Control-Request-Method": SCRIPT}}),
+    ],
+)
+def test_what_is_sent_comes_back_as_no_page(strict, method, path, sent):
+    told = strict.http.request(method, path, **sent)
+    authorization = {"Authorization": "Bearer first-key"}
+    known = strict.http.request(method, path, **{**sent, "headers": authorization | sent.get("headers", {})})
+    for answer in (told, known):
+        kind = answer.headers["Content-Type"].partition(";")[0]
+        assert kind in ("application/json", "text/event-stream", "text/plain")
+        assert answer.headers.get_list("X-Content-Type-Options") == ["nosniff"]
+
+
 def held(monkeypatch, server) -> threading.Event:
     """The engine makes no step until the event is set, so that a test may look at what is under way."""
     free, engine = threading.Event(), server.service.worker.engine
