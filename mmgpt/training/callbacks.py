@@ -14,7 +14,7 @@ from mmgpt import checkpoint
 from mmgpt.assistant import Assistant
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
-from mmgpt.distributed import gathered
+from mmgpt.distributed import gathered, summed
 from mmgpt.errors import TrainingError
 from mmgpt.evaluation.asking import answer_all
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
@@ -207,6 +207,30 @@ class KeepState(L.Callback):
 def _counted(progress: Any, count: int) -> Any:
     """Progress of Lightning's loops, with all its counters at `count`."""
     return type(progress)(**dict.fromkeys(vars(progress), count))
+
+
+class EndTogether(L.Callback):
+    """Processes of which one is told to end (SIGTERM) all end after the same step, of training or of validation.
+
+    The Trainer's own handler tells the others at once, whatever they are telling each other then.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            trainer._signal_connector._sigterm_notifier_fn = self._tell
+
+    def _tell(self, *_: Any, **__: Any) -> None:
+        self.told = True
+
+    def _agree(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.world_size > 1:
+            (told,) = summed(self.told)
+            trainer._signal_connector.received_sigterm = told > 0
+
+    on_train_batch_end = on_train_epoch_end = on_validation_batch_end = _agree
 
 
 class ShowSamples(L.Callback):

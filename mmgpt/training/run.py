@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import is_torchelastic_launched
 
 from mmgpt import checkpoint
 from mmgpt.config import ModelConfig, PairConfig
@@ -36,7 +37,7 @@ from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
 from mmgpt.run_config import DataConfig, Precision, TrainConfig
 from mmgpt.tokenizer import FILES, Tokenizer
-from mmgpt.training.callbacks import KeepCheckpoints, KeepState, ShowSamples
+from mmgpt.training.callbacks import EndTogether, KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
@@ -164,6 +165,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
             state,
             Watch(config.batch_tokens),
+            EndTogether(),
             *callbacks,
         ],
         enable_progress_bar=False,
@@ -176,6 +178,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             if checkpoints.saved_at < trainer.global_step:  # steps after the last multiple of val_every
                 trainer.validate(module, val_loader, verbose=False)
     except SIGTERMException:  # its code is 0, as if the work were done
+        if trainer.local_rank and not is_torchelastic_launched():
+            raise  # the first process, which started this one, would be killed for any other code
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
