@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from mmgpt.errors import ConfigError
@@ -68,6 +68,12 @@ def zero_of(model: nn.Module) -> Tensor:
         if parameter.requires_grad and not isinstance(parameter, DTensor)
     ]
     return 0.0 * torch.stack(firsts).sum()
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of weights of other processes, which stay where a forward pass has no backward pass."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def is_sharded(model: nn.Module) -> bool:

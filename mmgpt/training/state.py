@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mmgpt.distributed import meet, rank
 from mmgpt.errors import TrainingError, WriteError, shown
 from mmgpt.files import atomic_write, sync
-from mmgpt.training.parallel import is_sharded, own_part, part_of
+from mmgpt.training.parallel import is_sharded, own_part, part_of, reshard
 
 FINISHED = "finished.json"
 
@@ -48,6 +48,7 @@ def save_state(
     draft, old, target = folder / ".draft", folder / ".old", folder / f"{step:09d}"
     if target.is_dir():  # the run went on from before it, to the very same
         return
+    reshard(model)
     try:
         if rank() == 0:
             for left_over in (draft, old):  # by a process that was killed
@@ -59,14 +60,15 @@ def save_state(
             save_file(
                 {n: own_part(t) for n, t in _flat(model, optimizer).items()}, draft / f"optimizer.{rank()}.safetensors"
             )
-        if rank() == 0:
+        for path in draft.glob(f"*.{rank()}.safetensors"):
+            sync(path)
+        meet()
+        if rank() == 0:  # when no process has a temporary file there any more
             (draft / "state.json").write_text(json.dumps(values))
             if (out / "metrics.csv").is_file():
                 shutil.copy(out / "metrics.csv", draft)
-        for path in draft.iterdir() if rank() == 0 else draft.glob(f"*.{rank()}.safetensors"):
-            sync(path)
-        meet()
-        if rank() == 0:
+            for path in draft.iterdir():
+                sync(path)
             draft.rename(target)
     except Exception as error:
         shutil.rmtree(draft, ignore_errors=True)

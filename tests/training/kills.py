@@ -1,15 +1,18 @@
 """Trains in child processes that die at told moments, each going on where the one before it died; a script.
 
-python kills.py '[["CONFIG.yaml", "SIGKILL", [["loss", 7], ["state", 2], ...]], ...]'
+python kills.py '[["CONFIG.yaml", "SIGKILL", [["loss", 7, "all"], ["state", 2, "all"], ...]], ...]'
 
-For each run the configuration, the signal, and when it comes: a function and which of its calls is not survived. The
-last child of a run is left alone. Forking is quicker than importing torch again for each.
+For each run the configuration, the signal, and when it comes: a function, which of its calls is not survived, and which
+processes of a run of several are struck: the first, the second (by its own calls), or all. The last child of a run, or
+the last children of several processes, are left alone. Forking is quicker than importing torch again for each.
 """
 
 import json
 import os
 import signal
+import socket
 import sys
+from collections.abc import Iterable
 
 import datasets  # noqa: F401  so that children need not import these
 import timm  # noqa: F401
@@ -19,6 +22,7 @@ import mmgpt.checkpoint
 import mmgpt.training.state
 from mmgpt.cli.train import parse
 from mmgpt.model import MultimodalGPT
+from mmgpt.run_config import TrainConfig
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.run import train
 
@@ -31,39 +35,63 @@ PLACES = {
 }
 
 
-def deadly(place: str, call: int, how: signal.Signals) -> None:
+HANGS = 120  # seconds after which processes that wait for each other in vain are ended
+
+
+def deadly(place: str, call: int, struck: Iterable[int], how: signal.Signals) -> None:
     owner, name = PLACES[place]
     function, calls = getattr(owner, name), []
 
     def instead(*args, **kwargs):
         calls.append(1)
         if len(calls) == call:
-            os.kill(os.getpid(), how)
+            for process in struck:
+                os.kill(process, how)
         return function(*args, **kwargs)
 
     setattr(owner, name, instead)
 
 
-def child(arguments: list[str], place: str, call: int, how: signal.Signals) -> int:
-    """How it ended: 0, or minus the signal, or its exit code."""
-    process = os.fork()
-    if process == 0:
-        os.dup2(2, 1)  # standard output is for the codes
-        if place:
-            deadly(place, call, how)
-        try:
-            train(parse(arguments))
-        except SystemExit as stop:
-            os._exit(stop.code if isinstance(stop.code, int) else 1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def as_torchrun(rank: int, processes: int, port: int) -> None:
+    """Tell this process which one of several it is."""
+    environment = {
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "kills",
+    }  # fmt: skip
+    os.environ.update({name: str(value) for name, value in environment.items()})
+
+
+def children(config: TrainConfig, how: signal.Signals, place: str = "", call: int = 0, who: str = "first") -> int:
+    """How they ended, all alike: 0, or minus the signal, or their exit code."""
+    started: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for rank in reversed(range(config.devices)):  # so that the first knows the others
+        process = os.fork()
+        if process == 0:
+            os.dup2(2, 1)  # standard output is for the codes
+            signal.alarm(HANGS)
+            if config.devices > 1:
+                as_torchrun(rank, config.devices, port)
+            if place and rank == (who == "second"):
+                deadly(place, call, [*(started if who == "all" else ()), os.getpid()], how)
+            try:
+                train(config)
+            except SystemExit as stop:
+                os._exit(stop.code if isinstance(stop.code, int) else 1)
+            os._exit(0)
+        started.append(process)
+    codes = {os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started}
+    if len(codes) > 1:
+        sys.exit(f"the processes of a run ended with {codes} after {place} {call} of {who}")
+    return codes.pop()
 
 
 def main(runs: str) -> None:
     torch.set_num_threads(1)  # no pool of threads, which a fork would lose
-    for config, how, kills in json.loads(runs):
-        arguments = ["--config", config, "--resume", "true"]
-        print(json.dumps([child(arguments, *kill, signal.Signals[how]) for kill in (*kills, ("", 0))]), flush=True)
+    for path, how, kills in json.loads(runs):
+        config = parse(["--config", path, "--resume", "true"])
+        print(json.dumps([children(config, signal.Signals[how], *kill) for kill in (*kills, ())]), flush=True)
 
 
 if __name__ == "__main__":
