@@ -2,20 +2,27 @@
 
 import json
 import math
+import os
+import shlex
+import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from tiny import some_audio, some_image
 from walls import wall_config, write_walls
 
 from mmgpt import checkpoint
+from mmgpt.cli.train import save_config
 from mmgpt.content import Message
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.packing import cost
 from mmgpt.data.sample import Sample
+from mmgpt.errors import TrainingError
 from mmgpt.processor import Processor
 from mmgpt.training import trial
+from mmgpt.training.plan import plan
 from mmgpt.training.run import Data, read, train
 from mmgpt.training.trial import TIMED, WARM_UP, Findings, NoRoomError, Sized, measure, trial_samples
 
@@ -126,3 +133,51 @@ def test_room_is_needed_for_the_weights_alone_even_of_what_is_frozen(walls, tmp_
         trial.run(walls, findings, 1_000)
     counts = findings.values["modules"].values()
     assert findings.values["memory"] == 4 * sum(3 * count["trained"] + count["frozen"] for count in counts)
+
+
+def test_a_run_has_the_memory_that_was_told(walls):
+    """Of a GPT of 20 M parameters: weights, gradients and optimizer are a third of it all."""
+    walls.model.gpt = replace(walls.model.gpt, width=640, layers=4)
+    save_config(walls)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "memories.py"), f"{walls.out}/config.yaml"],
+        stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    told, had = map(int, done.stdout.split())
+    assert told > 4 * 4 * 19.7e6
+    assert told == pytest.approx(had, rel=0.15)
+
+
+@pytest.fixture
+def ended_trial(walls, tmp_path, monkeypatch):
+    """ended_trial(found, "exit 0") -> Plan: what is told after a trial that found this and ended so."""
+
+    def run(found: dict, end: str):
+        script = tmp_path / "python"
+        script.write_text(f'#!/bin/sh\nprintf %s {shlex.quote(json.dumps(found))} > "$4"\n{end}\n')
+        script.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(script))
+            return plan(walls)
+
+    return run
+
+
+def test_a_trial_that_the_system_ends_does_not_fit(ended_trial):
+    told = ended_trial({"device": "cpu", "available": 1000, "memory": 900, "steps": 5}, "kill -9 $$")
+    assert (told.fits, told.no_room) == (False, "the trial was ended by the system, which had no memory left")
+    assert (told.memory, told.available, told.steps, told.seconds) == (900, 1000, 5, None)
+
+
+@pytest.mark.parametrize(("device", "workers", "fits"), [("cpu", 400, True), ("cpu", 401, False), ("cuda", 401, True)])
+def test_the_memory_of_data_workers_must_be_free_too(ended_trial, device, workers, fits):
+    """That of a GPU, of which the trial was a part, is another."""
+    found = {"device": device, "available": 1000, "memory": 600, "workers": workers, "seconds": {"training": 1.0}}
+    told = ended_trial(found, "exit 0")
+    assert (told.fits, told.no_room) == (fits, None if fits else "more memory than is free")
+    assert told.seconds == ({"training": 1.0} if fits else None)
+
+
+def test_a_trial_that_fails_for_another_reason_is_an_error(ended_trial):
+    with pytest.raises(TrainingError, match=r"^the trial failed: ValueError: no$"):
+        ended_trial({}, 'echo "ValueError: no" >&2; exit 1')
