@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import some_audio, some_image, some_video, tiny_config
 
-from mmgpt.config import GPTConfig, PairConfig
+from mmgpt.config import AudioEncoderConfig, GPTConfig, PairConfig
 from mmgpt.content import Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
@@ -32,6 +32,7 @@ CASES = {
     "pictures and clips": [some_image, some_video],
     "sound and pictures": [some_audio, some_image],
     "nothing for the second": [some_image],
+    "encoders alike": [*[lambda i: None, some_audio] * 2, *[some_image, some_audio] * 2],  # two of each to a batch
     "clip": [some_audio, some_image],
     "siglip": [some_audio, some_image],
 }
@@ -56,6 +57,8 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
     config = tiny_config(len(tokenizer))
     config.gpt.cross = "inside" if crossing else None
+    if case == "encoders alike":  # all weights but the first convolution's have the shapes of the other's
+        config.audio = AudioEncoderConfig(config.image.name, sample_rate=8000, mels=32, args=config.image.args)
     if case in PAIRED:
         text = GPTConfig(width=16, layers=1, heads=2, context=160)
         config.pair = PairConfig(case, 16, text, heads=2, caption=0.0 if case == "siglip" else 1.0)
