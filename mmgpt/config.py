@@ -400,6 +400,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if value is None:
         return None
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, dict):
+        raise ConfigError(f"{where}: has fields of its own ({', '.join(get_type_hints(hint))}), and is not {value!r}")
     for option in options:
         if isinstance(option, type) and is_dataclass(option) and isinstance(value, dict):
             return from_dict(option, value, where)

@@ -128,6 +128,31 @@ class LoraConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Random changes of media in training, drawn anew for each sample in each epoch; of pictures, not of frames.
+
+    Args:
+        crop: Least share of each side of a picture that is kept; 1 keeps it whole.
+        mirror: Mirror pictures, by chance half of them; not where left and right are asked for, or text is to be read.
+        randaugment: Operations that each picture goes through (RandAugment, Cubuk et al. 2020): shifts, turns, changes
+            of colour and sharpness. 0 for none.
+        magnitude: Their strength, 0 to 30.
+        spec: Mask bands and stretches of spectrograms (SpecAugment, Park et al. 2019).
+    """
+
+    crop: float = 1.0
+    mirror: bool = False
+    randaugment: int = 0
+    magnitude: int = 9
+    spec: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures are changed."""
+        return self.crop < 1 or self.mirror or self.randaugment > 0
+
+
+@dataclass
 class TrainConfig:
     """One training run, complete: saved with the checkpoint, it is enough to run it again.
 
@@ -157,7 +182,7 @@ class TrainConfig:
             them itself, also on many machines, decides it instead.
         sharded: Divide weights, gradients and optimizer among the processes (FSDP2), for models that do not fit one.
         resume: Go on from the state of this run in `out`, if there is one.
-        augment: Random crops and flips of pictures, masking of spectrograms (SpecAugment) while training.
+        augment: Random changes of pictures and sounds.
         loggers: Besides metrics.csv: tensorboard, wandb (extras of these names).
         train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
             (adapters, gpt.transformer, encoders.image, *.gated, ...). Encoders that are `frozen` stay so.
@@ -188,7 +213,7 @@ class TrainConfig:
     devices: int = 1
     sharded: bool = False
     resume: bool = False
-    augment: bool = False
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     loggers: list[Logger] = field(default_factory=list)
     train: list[str] = field(default_factory=lambda: ["*"])
     lora: LoraConfig | None = None

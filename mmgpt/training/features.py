@@ -38,11 +38,12 @@ def prepare(model: MultimodalGPT, config: TrainConfig, precision: str) -> dict[s
         return {}
     if not config.cache_gb > 0:
         raise ConfigError(f"cache_gb: must be above 0, not {config.cache_gb}")
-    if frozen and config.augment:
-        raise ConfigError(
-            f"cache: augment changes media at random, so that what the frozen encoders ({', '.join(frozen)}) make of "
-            "them is never the same twice; leave out cache or augment"
-        )
+    for modality, changed in (("image", config.augment.pictures), ("audio", config.augment.spec)):
+        if changed and modality in frozen:
+            raise ConfigError(
+                f"cache: what is kept of the frozen {modality} encoder is the same in every epoch, and augment asks "
+                "for random changes; leave out one of the two"
+            )
     model.features = FeatureCache(config.cache, int(config.cache_gb * 1e9))
     print(f"features kept in {config.cache}: {', '.join(frozen) or 'none, as no encoder is frozen'}", flush=True)
     return {modality: EncoderCache(model.features, fingerprint(model, modality, precision)) for modality in frozen}

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import random
 import signal
 import sys
 import warnings
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import PIL.Image
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,6 +35,7 @@ from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
 from mmgpt.run_config import DataConfig, Precision, TrainConfig
 from mmgpt.tokenizer import FILES, Tokenizer
+from mmgpt.training.augment import PictureAugment
 from mmgpt.training.callbacks import EndTogether, KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
@@ -118,13 +117,14 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         model.checkpoint_activations()
     out.mkdir(parents=True, exist_ok=True)
 
-    if config.augment and "audio" in model.encoders:
+    if config.augment.spec and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
     preset = PRESETS.get(config.data.format, QAModule)
     module = preset(model, config.optimizer, config.train, config.lora, config.seed, config.loss_per)
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
-    learner = Processor(model.config, tokenizer, augment_picture if config.augment else None, caches)
+    augment = PictureAugment(config.augment) if config.augment.pictures else None
+    learner = Processor(model.config, tokenizer, augment, caches)
     sizes: dict[str, Any] = {
         "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": config.data.workers
     }  # fmt: skip
@@ -240,6 +240,13 @@ def _check(config: TrainConfig) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
+    augment = config.augment
+    if not 0 < augment.crop <= 1:
+        raise ConfigError(f"augment.crop: must be above 0 and at most 1, not {augment.crop}")
+    if augment.randaugment < 0:
+        raise ConfigError(f"augment.randaugment: must be a whole number from 0 on, not {augment.randaugment}")
+    if not 0 <= augment.magnitude <= 30:
+        raise ConfigError(f"augment.magnitude: must be a whole number from 0 to 30, not {augment.magnitude}")
     if config.data.format == "hf_stream" and config.steps is None:
         raise ConfigError("steps: how many samples a stream has is unknown; say after how many steps to end")
 
@@ -334,15 +341,6 @@ def precision(wish: Precision) -> Literal["32-true", "bf16-mixed"]:
     supported = [getattr(torch.cpu, name, lambda: False)() for name in
                  ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]  # fmt: skip
     return "bf16-mixed" if any(supported) else "32-true"
-
-
-def augment_picture(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """A random crop of 60 to 100 % of each side, mirrored half of the time."""
-    width, height = picture.size
-    w, h = (round(side * random.uniform(0.6, 1.0)) for side in (width, height))
-    x, y = random.randint(0, width - w), random.randint(0, height - h)
-    picture = picture.crop((x, y, x + w, y + h))
-    return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else picture
 
 
 def _quiet() -> None:

@@ -14,7 +14,7 @@ from walls import wall_config, write_walls
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
 from mmgpt.config import AdapterConfig, ImageEncoderConfig
-from mmgpt.run_config import LoraConfig, SourceConfig, TrainConfig
+from mmgpt.run_config import AugmentConfig, LoraConfig, SourceConfig, TrainConfig
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(tmp_path):
@@ -58,6 +58,12 @@ def test_adapters_and_patterns_are_set_on_the_command_line():
     assert config.optimizer.scales == {"*.gated": 2}
 
 
+def test_each_random_change_is_asked_for_by_name():
+    assert parse(["--augment.mirror", "true"]).augment == AugmentConfig(mirror=True)
+    config = parse(["--augment", "{crop: 0.6, spec: true}", "--augment.randaugment=2"])
+    assert config.augment == AugmentConfig(crop=0.6, randaugment=2, spec=True)
+
+
 def test_a_mixture_is_named_in_the_file(tmp_path):
     path = tmp_path / "mix.yaml"
     path.write_text(
@@ -75,7 +81,7 @@ def test_a_saved_configuration_reads_back_as_it_was(tmp_path):
     assert parse(["--config", str(tmp_path / "run" / "config.yaml")]) == config
 
 
-@pytest.mark.parametrize("name", ["flickr8k", "spoken_digits", "align", "finetune", "pretrain"])
+@pytest.mark.parametrize("name", ["flickr8k", "daquar", "spoken_digits", "align", "finetune", "pretrain"])
 def test_the_configurations_of_the_project_are_valid(name):
     config = parse(["--config", str(Path(__file__).parents[2] / "configs" / f"{name}.yaml"), "--data.path", "folder"])
     assert config.data.path == "folder"
@@ -86,6 +92,11 @@ def test_the_configurations_of_the_project_are_valid(name):
     ("text", "told"),
     [
         ("model: {gpt: {widht: 3}}", "model.gpt.widht: unknown; did you mean width?"),
+        (
+            "augment: true",
+            "augment: has fields of its own (crop, mirror, randaugment, magnitude, spec)",
+        ),
+        ("augment: {miror: true}", "augment.miror: unknown; did you mean mirror?"),
         ("data: {mix: {a: {format: chat}}}", "data.mix.a.path: missing; it has no default"),
         ("bach_size: 3", "bach_size: unknown; did you mean batch_size?"),
         ("model: {adapters: {image: {knd: mlp}}}", "model.adapters.image.knd: unknown; did you mean kind?"),

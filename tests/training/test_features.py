@@ -15,10 +15,11 @@ from mmgpt.encoders import ImageEncoder
 from mmgpt.errors import ConfigError, MediaError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
-from mmgpt.run_config import TrainConfig
+from mmgpt.run_config import AugmentConfig, TrainConfig
+from mmgpt.training.augment import PictureAugment
 from mmgpt.training.callbacks import ShowSamples
 from mmgpt.training.features import fingerprint, prepare
-from mmgpt.training.run import augment_picture, train
+from mmgpt.training.run import train
 
 MEDIA = [some_image(0), some_audio(0), some_video(0), some_image(1), some_audio(1, 900), some_video(1, sound=False)]
 FROZEN = ("encoders.image", "encoders.audio", "encoders.video")
@@ -193,7 +194,19 @@ def test_pictures_changed_at_random_have_no_cache(tokenizer, tmp_path):
     model = frozen_model(tokenizer)
     caches = prepare(model, TrainConfig(cache=str(tmp_path)), "32-true")
     with pytest.raises(ConfigError, match="changed at random"):
-        Processor(model.config, tokenizer, augment_picture, caches)
+        Processor(model.config, tokenizer, PictureAugment(AugmentConfig(crop=0.6)), caches)
+
+
+def test_only_what_is_changed_at_random_cannot_be_kept(tokenizer, tmp_path):
+    cached = {
+        name: TrainConfig(cache=str(tmp_path), augment=augment)
+        for name, augment in (("image", AugmentConfig(spec=True)), ("audio", AugmentConfig(crop=0.6)))
+    }
+    for modality, config in cached.items():
+        model = frozen_model(tokenizer, f"encoders.{modality}", video=None)
+        assert list(prepare(model, config, "32-true")) == [modality]
+    with pytest.raises(ConfigError, match="cache: what is kept of the frozen audio encoder is the same in every epoch"):
+        prepare(frozen_model(tokenizer, "encoders.audio"), cached["image"], "32-true")
 
 
 # Runs
@@ -294,7 +307,10 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"augment": True}, "cache: augment changes media at random"),
+        (
+            {"augment": AugmentConfig(mirror=True)},
+            "cache: what is kept of the frozen image encoder is the same in every",
+        ),
         ({"cache_gb": 0}, "cache_gb: must be above 0, not 0"),
     ],
 )
@@ -307,7 +323,7 @@ def test_what_does_not_go_with_a_cache_is_told_before_training(tmp_path, changes
 
 
 def test_a_run_that_trains_its_encoder_keeps_nothing_and_may_augment(tmp_path, capsys):
-    run(frozen_walls(tmp_path, "run", train=["*"], augment=True, epochs=1))
+    run(frozen_walls(tmp_path, "run", train=["*"], augment=AugmentConfig(crop=0.6), epochs=1))
     assert "features kept in" in (said := capsys.readouterr().out)
     assert "none, as no encoder is frozen" in said
     assert not list((tmp_path / "cache").iterdir())

@@ -10,17 +10,20 @@ import lightning as L
 import PIL.Image
 import pytest
 import torch
+from tiny import some_audio, tiny_config
 from walls import colour_of, wall_config, write_walls
 
 import mmgpt
 from mmgpt import checkpoint
 from mmgpt.cli.train import parse, save_config
-from mmgpt.config import AudioEncoderConfig
+from mmgpt.content import Message
+from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
-from mmgpt.run_config import DataConfig, TrainConfig
+from mmgpt.run_config import AugmentConfig, DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.run import augment_picture, fit, load_data, make_model, make_tokenizer, precision, read, train
+from mmgpt.training.meter import LOGGED
+from mmgpt.training.run import Data, fit, load_data, make_model, make_tokenizer, precision, read, train
 
 
 def column(out: Path, name: str) -> list[float]:
@@ -70,7 +73,9 @@ def test_a_batch_in_which_all_are_broken_is_stepped_over(tmp_path):
 
 def test_the_saved_configuration_runs_again_to_the_same_weights(tmp_path):
     folder = write_walls(tmp_path / "data", dev=2)
-    config = wall_config(folder, tmp_path / "first", epochs=10, augment=True, seed=3)
+    config = wall_config(
+        folder, tmp_path / "first", epochs=10, augment=AugmentConfig(crop=0.6, mirror=True, randaugment=2), seed=3
+    )
     config.model.gpt.dropout = 0.1
     save_config(config)
     train(config)
@@ -146,18 +151,34 @@ def test_counts_that_make_no_sense_are_told(tmp_path, field, value):
         train(wall_config(tmp_path, tmp_path / "run", **{field: value}))
 
 
-def test_the_spectrogram_is_masked_only_while_training(tmp_path):
-    """Augmentation of sounds is a matter of the encoder's mode: validation hears them whole."""
-    config = wall_config(tmp_path, tmp_path / "run", augment=True, data=DataConfig(samples=2, val_samples=2))
-    config.model.audio = AudioEncoderConfig(sample_rate=8000, window=256, hop=80, mels=16, channels=16, layers=1)
-    audio = MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=9))).encoders["audio"]
-    audio.augment = True  # type: ignore[assignment]
-    torch.manual_seed(0)
-    sound = [torch.rand(20_000) - 0.5]
-    audio.eval()
-    assert torch.equal(audio(sound)[0], audio(sound)[0])
-    audio.train()
-    assert not torch.equal(audio(sound)[0], audio(sound)[0])
+def test_spectrograms_are_masked_while_training_if_so_configured(tmp_path, tokenizer):
+    samples = [Sample((Message.of("user", some_audio(i)),), ("a sound",), "ask", f"x:{i}") for i in range(4)]
+    config = wall_config(tmp_path, tmp_path / "plain", epochs=LOGGED)
+    config.model.image, config.model.audio = None, tiny_config(9).audio
+    for name, spec in (("plain", False), ("masked", True)):
+        changed = replace(config, out=str(tmp_path / name), augment=AugmentConfig(spec=spec))
+        changed.optimizer.learning_rate = 1e-30  # so that validation is of the same weights
+        fit(changed, Data(samples, samples, tokenizer, shuffle=False))
+    assert len(column(tmp_path / "plain", "loss")) == 1
+    assert column(tmp_path / "plain", "loss") != column(tmp_path / "masked", "loss")
+    assert column(tmp_path / "plain", "val_loss") == column(tmp_path / "masked", "val_loss")
+
+
+@pytest.mark.parametrize(
+    ("augment", "told"),
+    [
+        (AugmentConfig(crop=0), r"augment\.crop: must be above 0 and at most 1, not 0"),
+        (AugmentConfig(crop=1.5), r"augment\.crop: must be above 0 and at most 1, not 1\.5"),
+        (AugmentConfig(randaugment=-1), r"augment\.randaugment: must be a whole number from 0 on, not -1"),
+        (
+            AugmentConfig(randaugment=1, magnitude=31),
+            r"augment\.magnitude: must be a whole number from 0 to 30, not 31",
+        ),
+    ],
+)
+def test_augmentation_that_makes_no_sense_is_told(tmp_path, augment, told):
+    with pytest.raises(ConfigError, match=told):
+        train(wall_config(tmp_path, tmp_path / "run", augment=augment))
 
 
 def test_validation_samples_are_spread_over_the_split(tmp_path):
@@ -233,12 +254,3 @@ def test_bf16_is_not_chosen_on_this_cpu_without_the_instructions():
     flags = Path("/proc/cpuinfo").read_text().split()
     if not {"amx_bf16", "avx512_bf16"} & set(flags):
         assert precision("auto") == "32-true"
-
-
-def test_a_picture_is_cropped_to_no_less_than_its_share():
-    random.seed(0)
-    for _ in range(50):
-        width, height = augment_picture(PIL.Image.new("RGB", (100, 50))).size
-        assert 60 <= width <= 100
-        assert 30 <= height <= 50
-    assert augment_picture(PIL.Image.new("RGB", (1, 1))).size == (1, 1)

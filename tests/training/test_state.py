@@ -21,7 +21,7 @@ from walls import train_until, wall_config, write_shards, write_stream, write_wa
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
 from mmgpt.errors import DataError, TrainingError, WriteError
-from mmgpt.run_config import TrainConfig
+from mmgpt.run_config import AugmentConfig, TrainConfig
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.run import fit, read, train
 from mmgpt.training.state import read_values, save_state, states
@@ -37,7 +37,8 @@ WAYS = {
 
 def config_of(way: str, folder: Path, out: Path) -> TrainConfig:
     """Dropout, random crops, broken pictures; validation and saves out of step with each other and with epochs."""
-    settings = {"epochs": 2, "val_every": 4, "save_every": 3, "augment": True}
+    augment = AugmentConfig(crop=0.6, mirror=True, randaugment=1)
+    settings = {"epochs": 2, "val_every": 4, "save_every": 3, "augment": augment}
     config = wall_config(folder, out, **{**settings, **WAYS[way]})
     config.model.gpt.dropout = 0.1
     if way in ("packed", "stream"):
