@@ -192,7 +192,7 @@ class MultimodalGPT(nn.Module):
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
         return self.gpt.head(self.hidden(batch))
 
-    def loss(self, batch: Batch | None, per: LossPer = "token") -> Loss:
+    def loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
         """Next-token cross-entropy on the supervised tokens, and where media and texts are paired that loss beside it.
 
         Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
@@ -201,6 +201,7 @@ class MultimodalGPT(nn.Module):
         Args:
             batch: Documents; None in a process that has nothing while others have.
             per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one.
+            smoothing: Share of a target's probability that is spread evenly over the vocabulary.
         """
         targets = None if batch is None else batch.targets
         if targets is not None and not len(targets):
@@ -222,7 +223,7 @@ class MultimodalGPT(nn.Module):
             numbers = batch.numbers[targets]
             weights = 1 / numbers.bincount(minlength=len(batch.lengths))[numbers]
             count = len(batch.lengths)
-        total, each = self.gpt.loss(hidden, batch.ids[targets], weights)
+        total, each = self.gpt.loss(hidden, batch.ids[targets], weights, smoothing)
         if self.pair is not None:
             total = total * self.pair.config.caption
         return Loss(total + also, count, each, pair)

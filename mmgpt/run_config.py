@@ -169,6 +169,8 @@ class TrainConfig:
             packed full, so that all cost about the same.
         accumulate: Batches to a step of the optimizer.
         loss_per: What counts alike in the loss: each supervised token, or each document, however long its answer.
+        label_smoothing: Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016), often 0.1; the validation loss is without it.
         epochs: Times through the data.
         steps: Instead of epochs: steps of the optimizer, through the data as often as it takes.
         seed: Of weights, order and made data.
@@ -202,6 +204,7 @@ class TrainConfig:
     batch_tokens: int | None = None
     accumulate: int = 1
     loss_per: LossPer = "token"
+    label_smoothing: float = 0.0
     epochs: int = 1
     steps: int | None = None
     seed: int = 0

@@ -13,7 +13,7 @@ CHUNK_BYTES = 64 << 20
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropy of targets under softmax(hidden @ weight.T), in nats; float32, or float64 of float64.
 
@@ -29,14 +29,22 @@ def cross_entropy(
         weight: The output head's, (vocabulary, width).
         targets: Token ids (targets,).
         weights: How much each target counts, (targets,); 1 if None. They get no gradient.
+        smoothing: Share of a target's probability that is spread evenly over the vocabulary (label smoothing, Szegedy
+            et al. 2016).
     """
-    return _CrossEntropy.apply(hidden, weight, targets, weights, torch.is_grad_enabled())
+    return _CrossEntropy.apply(hidden, weight, targets, weights, smoothing, torch.is_grad_enabled())
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, training: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        smoothing: float,
+        training: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = F.linear(hidden[:0], weight[:0]).dtype
         exact = torch.promote_types(dtype, torch.float32)
@@ -49,7 +57,9 @@ class _CrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
                 grads = None if hidden_grad is None else hidden_grad[part], weight_grad
-                losses[part] = _chunk(hidden[part].to(dtype), matrix, targets[part, None], factors[part, None], *grads)
+                losses[part] = _chunk(
+                    hidden[part].to(dtype), matrix, targets[part, None], factors[part, None], smoothing, *grads
+                )
         ctx.save_for_backward(hidden_grad, weight_grad if weight_grad is None else weight_grad.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
         return (losses * factors).sum(), losses
@@ -64,6 +74,7 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -72,14 +83,21 @@ def _chunk(
     matrix: Tensor,
     targets: Tensor,
     factors: Tensor,
+    smoothing: float,
     hidden_grad: Tensor | None,
     weight_grad: Tensor | None,
 ) -> Tensor:
     """Losses (rows,) of rows (rows, width) whose targets and factors are (rows, 1); gradients are set and added."""
     scores = F.linear(hidden, matrix).log_softmax(1, dtype=factors.dtype)  # rows, vocabulary
     losses = -scores.gather(1, targets).squeeze(1)
+    if smoothing:
+        losses = losses.lerp(-scores.mean(1), smoothing)
     if hidden_grad is not None or weight_grad is not None:
-        slope = scores.exp_().mul_(factors).scatter_add_(1, targets, -factors).to(hidden.dtype)  # d loss / d logits
+        chances = scores.exp_()
+        if smoothing:
+            chances -= smoothing / len(matrix)
+        slope = chances.mul_(factors).scatter_add_(1, targets, (smoothing - 1) * factors)  # d loss / d logits
+        slope = slope.to(hidden.dtype)
         if hidden_grad is not None:
             hidden_grad[:] = slope @ matrix
         if weight_grad is not None:

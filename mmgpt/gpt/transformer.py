@@ -371,7 +371,9 @@ class GPT(nn.Module):
         """Final hidden states (..., width) -> logits (..., vocabulary)."""
         return F.linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
 
-    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropy, in nats, of the head's logits; their whole matrix is never held.
 
         Returned with it is each target's own (targets,), unweighted and without a gradient.
@@ -380,12 +382,13 @@ class GPT(nn.Module):
             hidden: Final hidden states (targets, width) from which the targets are predicted.
             targets: Token ids (targets,).
             weights: How much each target counts, (targets,); 1 if None.
+            smoothing: Share of a target's probability that is spread evenly over the vocabulary.
         """
         if self.lm_head is None or type(self.lm_head) is nn.Linear:
             weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-            return cross_entropy(hidden, weight, targets, weights)
+            return cross_entropy(hidden, weight, targets, weights, smoothing)
         # Of heads that are more than a matrix (int8, adapted), the logits alone are known.
-        losses = F.cross_entropy(self.head(hidden).float(), targets, reduction="none")
+        losses = F.cross_entropy(self.head(hidden).float(), targets, reduction="none", label_smoothing=smoothing)
         return (losses if weights is None else losses * weights).sum(), losses.detach()
 
     def forward(self, ids: Tensor) -> Tensor:

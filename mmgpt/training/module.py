@@ -51,6 +51,7 @@ class MultimodalModule(L.LightningModule):
         lora: Adapters to train beside layers.
         seed: Of all chance in training.
         loss_per: What counts alike: each supervised token of a step, or each document.
+        label_smoothing: Share of a target's probability that is spread over the vocabulary; not in validation.
         metric: What generated answers of the validation samples are scored with, predictions against references.
 
     Raises:
@@ -68,6 +69,7 @@ class MultimodalModule(L.LightningModule):
         lora: LoraConfig | None = None,
         seed: int = 0,
         loss_per: LossPer = "token",
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
         self.automatic_optimization = False  # a step is more than one backward pass
@@ -75,6 +77,7 @@ class MultimodalModule(L.LightningModule):
         self.optimizer = optimizer or OptimizerConfig()
         self.seed = seed
         self.loss_per: LossPer = loss_per
+        self.label_smoothing = label_smoothing
         self.meter = Meter()
         self.broken: list[str] = []
         self.position: dict[str, Any] = {}  # in the data, after the last step
@@ -104,7 +107,7 @@ class MultimodalModule(L.LightningModule):
         for batch in step.batches:
             if batch is None and processes == 1:
                 continue
-            own = self._loss(batch, self.loss_per)
+            own = self._loss(batch, self.loss_per, self.label_smoothing)
             loss = own.share(whole, len(step.batches))
             if batch is not None and number % LOGGED == 0:
                 self.meter.learned(batch, own)
@@ -131,10 +134,10 @@ class MultimodalModule(L.LightningModule):
             rate = factor * self.optimizer.learning_rate
             self.log_dict({"loss": mean, **losses, "gradient": norm, "learning_rate": rate}, batch_size=step.count)
 
-    def _loss(self, batch: Batch | None, per: LossPer = "token") -> Loss:
+    def _loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
         """A batch's loss; of none, zero, made together with the other processes."""
         if batch is not None or not is_sharded(self.model):
-            return self.model.loss(batch, per)
+            return self.model.loss(batch, per, smoothing)
         loss = self.model.loss(BLANK.to(self.device))
         return Loss(0 * loss.sum, 0, loss.each[:0])
 

@@ -120,7 +120,9 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     if config.augment.spec and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
     preset = PRESETS.get(config.data.format, QAModule)
-    module = preset(model, config.optimizer, config.train, config.lora, config.seed, config.loss_per)
+    module = preset(
+        model, config.optimizer, config.train, config.lora, config.seed, config.loss_per, config.label_smoothing
+    )
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
     augment = PictureAugment(config.augment) if config.augment.pictures else None
@@ -240,6 +242,8 @@ def _check(config: TrainConfig) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
+    if not 0 <= config.label_smoothing < 1:
+        raise ConfigError(f"label_smoothing: must be from 0 on and below 1, not {config.label_smoothing}")
     augment = config.augment
     if not 0 < augment.crop <= 1:
         raise ConfigError(f"augment.crop: must be above 0 and at most 1, not {augment.crop}")

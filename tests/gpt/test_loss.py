@@ -30,10 +30,12 @@ def case(count: int, vocabulary: int = 61, width: int = 8, dtype: torch.dtype = 
     return hidden, weight, torch.randint(vocabulary, (count,))
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """What PyTorch makes of the whole logits."""
     losses = F.cross_entropy(F.linear(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32)), targets,
-                             reduction="none")  # fmt: skip
+                             reduction="none", label_smoothing=smoothing)  # fmt: skip
     return losses.sum() if weights is None else (losses * weights).sum()
 
 
@@ -64,8 +66,9 @@ def storages(tree: object) -> dict[int, int]:
     weighted=st.booleans(),
     scale=st.sampled_from([1.0, 0.3]),
     columns_first=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
 )
-def test_value_and_gradients_are_those_of_the_whole_logits(count, trained, weighted, scale, columns_first):
+def test_value_and_gradients_are_those_of_the_whole_logits(count, trained, weighted, scale, columns_first, smoothing):
     hidden, weight, targets = case(count)
     if columns_first:
         weight = weight.detach().t().contiguous().t().requires_grad_()
@@ -73,7 +76,7 @@ def test_value_and_gradients_are_those_of_the_whole_logits(count, trained, weigh
     weight.requires_grad_(trained[1])
     inputs = [tensor for tensor in (hidden, weight) if tensor.requires_grad]
     weights = torch.rand(count) if weighted else None
-    ours, theirs = cross_entropy(hidden, weight, targets, weights), plain(hidden, weight, targets, weights)
+    ours, theirs = (way(hidden, weight, targets, weights, smoothing) for way in (cross_entropy, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     gradients = (torch.autograd.grad(scale * value, inputs) for value in (ours, theirs))
     for a, b in zip(*gradients, strict=True):
@@ -100,13 +103,14 @@ def test_the_loss_of_large_logits_is_a_number():
     assert all(part.isfinite().all() for part in torch.autograd.grad(value, (hidden, weight)))
 
 
-def test_the_whole_logits_are_never_held():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_whole_logits_are_never_held(smoothing):
     count, vocabulary, width = 700, 610, 8  # chunks of two rows
     hidden, weight, targets = case(count, vocabulary, width, torch.float32)
     with Allocations() as chunked:
-        cross_entropy(hidden, weight, targets).backward()
+        cross_entropy(hidden, weight, targets, None, smoothing).backward()
     with Allocations() as whole:
-        plain(hidden, weight, targets).backward()
+        plain(hidden, weight, targets, None, smoothing).backward()
     assert max(whole.sizes) == 4 * count * vocabulary  # what is counted would show it
     assert max(chunked.sizes) == 4 * max(count, vocabulary) * width  # gradients
 
@@ -201,9 +205,10 @@ def test_a_head_that_is_more_than_its_weight_is_asked_for_its_logits():
     model = gpt(tied_head=False)
     model.lm_head = Doubling(16, 61).double()
     hidden, targets, weights = torch.randn(30, 16).double(), torch.randint(61, (30,)), torch.rand(30)
-    losses = F.cross_entropy(model.head(hidden).float(), targets, reduction="none")
-    torch.testing.assert_close(model.loss(hidden, targets)[0], losses.sum())
-    torch.testing.assert_close(model.loss(hidden, targets, weights)[0], losses @ weights)
+    for smoothing in (0.0, 0.2):
+        losses = F.cross_entropy(model.head(hidden).float(), targets, reduction="none", label_smoothing=smoothing)
+        torch.testing.assert_close(model.loss(hidden, targets, None, smoothing)[0], losses.sum())
+        torch.testing.assert_close(model.loss(hidden, targets, weights, smoothing)[0], losses @ weights)
 
 
 def test_each_target_has_its_own_loss_whatever_it_weighs():
@@ -213,3 +218,5 @@ def test_each_target_has_its_own_loss_whatever_it_weighs():
         _, each = sum_and_each(hidden.requires_grad_(), weight, targets, weights)
         torch.testing.assert_close(each, expected)
         assert not each.requires_grad
+    smoothed = F.cross_entropy(hidden @ weight.T, targets, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(sum_and_each(hidden, weight, targets, None, 0.2)[1], smoothed.detach())

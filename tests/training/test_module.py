@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from tiny import some_image
+from torch.nn import functional as F
 
 from mmgpt.config import LossPer
 from mmgpt.content import Image, Message
@@ -112,6 +113,27 @@ def test_the_loss_by_document_is_the_mean_over_the_documents_of_the_step(fresh, 
     expected = sum(loss.mean.item() for loss in alone) / len(alone)
     assert len(alone) == 12
     assert float(module.trainer.callback_metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("per", ["token", "document"])
+def test_targets_are_smoothed_in_training_and_not_in_validation(fresh, processor, per):
+    module = MultimodalModule(fresh, OptimizerConfig(learning_rate=1e-30), loss_per=per, label_smoothing=0.3)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    loader = Loader(SAMPLES, processor, batch_size=8)
+    trainer.fit(module, loader, loader)
+    [batch] = next(iter(loader)).batches
+    logits, answers = fresh(batch)[batch.targets - 1], batch.ids[batch.targets]
+    smoothed = F.cross_entropy(logits, answers, reduction="none", label_smoothing=0.3)
+    if per == "document":
+        numbers = batch.numbers[batch.targets]
+        smoothed = torch.stack([smoothed[numbers == number].mean() for number in range(len(batch.lengths))])
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(smoothed.mean().item(), rel=1e-5)
+    assert float(trainer.callback_metrics["val_loss"]) == pytest.approx(
+        F.cross_entropy(logits, answers).item(), rel=1e-5
+    )
 
 
 def test_dropout_is_drawn_from_the_seed_and_the_step(fresh, processor):

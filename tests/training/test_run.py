@@ -145,6 +145,11 @@ def test_a_pattern_that_names_nothing_stops_before_training(tmp_path):
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
+def test_a_share_of_smoothing_that_makes_no_sense_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="label_smoothing: must be from 0 on and below 1, not 1"):
+        train(wall_config(tmp_path, tmp_path / "run", label_smoothing=1))
+
+
 @pytest.mark.parametrize(("field", "value"), [("batch_size", 0), ("epochs", 0)])
 def test_counts_that_make_no_sense_are_told(tmp_path, field, value):
     with pytest.raises(ConfigError, match=f"{field}: must be a whole number from 1 on, not {value}"):
