@@ -147,7 +147,8 @@ class ImageEncoderConfig:
         layer: Which block or stage gives the tokens; -1 is the last, and those after it are dropped.
         prefix: Keep class and register tokens in front of the patch tokens.
         size: Input height and width in pixels; None means the backbone's own.
-        args: More arguments of timm.create_model (depths, dims, ...); norm_layer may be {"eps": ...}.
+        args: More arguments of timm.create_model (depths, dims, drop_path_rate, ...); norm_layer may be {"eps": ...}.
+            (timm's drop_rate is of the classifier, which is left out.)
         frozen: Train none of it.
         mean, std: Normalisation per channel of pixels in 0..1.
         crop_mode: How a picture of another shape is resized: squash gives it the new shape, center keeps its own and
@@ -191,6 +192,7 @@ class AudioEncoderConfig:
         mels: Number of mel bands.
         channels: Width of a token of "conv".
         layers: Residual blocks of "conv".
+        dropout: On what each of these adds, in training.
         reduction: Spectrogram frames to a token: 2, 4 or 8 for "conv" (resolved for the others).
         args: More arguments of timm.create_model; of "whisper" its sizes by transformers' names, such as d_model or
             encoder_layers (resolved with weights, else those of whisper-tiny).
@@ -208,6 +210,7 @@ class AudioEncoderConfig:
     mels: int = 80
     channels: int = 256
     layers: int = 4
+    dropout: float = 0.0
     reduction: int = 4
     args: dict[str, Any] = field(default_factory=dict)
     frozen: bool = False

@@ -109,6 +109,8 @@ class CausalNet(nn.Module):
         self.config = replace(config, width=config.channels)
         if config.reduction not in (2, 4, 8):
             raise ConfigError(f"audio.reduction: {config.reduction}: conv has 2, 4 or 8 frames to a token")
+        if not 0 <= config.dropout < 1:
+            raise ConfigError(f"audio.dropout: must be from 0 on and below 1, not {config.dropout}")
         halvings = config.reduction.bit_length() - 1
         inner = max(config.channels // 4, 8)
         self.stem = nn.ModuleList(
@@ -116,7 +118,7 @@ class CausalNet(nn.Module):
         )
         rows = -(-config.mels // config.reduction)
         self.project = nn.Linear(inner * rows, config.channels)
-        self.blocks = nn.ModuleList(CausalBlock(config.channels) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(CausalBlock(config.channels, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.channels)
 
     def forward(self, spectrogram: Tensor, counts: Tensor, layers: Sequence[int]) -> list[Tokens]:
@@ -136,11 +138,13 @@ class CausalNet(nn.Module):
 class CausalBlock(nn.Module):
     """A ConvNeXt block (Liu et al. 2022) in one dimension: (batch, time, channels) in and out."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.depthwise = nn.Conv1d(channels, channels, KERNEL, groups=channels)
         self.norm = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels), nn.Dropout(dropout)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.depthwise(F.pad(x.mT, (KERNEL - 1, 0))).mT

@@ -199,6 +199,20 @@ def test_masks_are_repeatable_and_stay_within_each_sound():
     assert runs[0][1].tolist() == [15, 2]
 
 
+def test_dropout_is_repeatable_and_falls_in_training_alone():
+    plain, dropping = AudioEncoder(**CONV), AudioEncoder(**CONV, dropout=0.5)
+    dropping.load_state_dict(plain.state_dict())
+    sounds = [sound(9000), sound(700)]
+    with torch.no_grad():
+        runs = []
+        for seed in (3, 3, 4):
+            torch.manual_seed(seed)
+            runs.append(dropping.train()(sounds)[0])
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.allclose(runs[0], runs[2])
+        assert torch.equal(dropping.eval()(sounds)[0], plain.eval()(sounds)[0])
+
+
 def test_frozen_encoder_trains_nothing_and_stays_in_evaluation_mode():
     for encoder in (AudioEncoder(**CONV, frozen=True), AudioEncoder("resnet10t").freeze()):
         encoder.augment = True
@@ -229,6 +243,7 @@ def test_sound_without_samples_is_refused():
     ("fields", "told"),
     [
         ({"reduction": 3}, "2, 4 or 8"),
+        ({"dropout": 1.0}, "audio.dropout: must be from 0 on and below 1, not 1.0"),
         ({"mels": 500}, "mels"),
         ({"window": 100}, "hop"),
         ({"config": "vit_tiny_patch16_224", "args": {"depth": 1}}, "vit_tiny_patch16_224"),

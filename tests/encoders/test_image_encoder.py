@@ -286,3 +286,22 @@ def test_unknown_name_is_answered_with_the_nearest():
 def test_what_does_not_fit_is_told(name, fields, told):
     with pytest.raises(ConfigError, match=told):
         ImageEncoder(name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "args"),
+    [
+        ("vit_tiny_patch16_224", (32, 32), {**SMALL_VIT, "proj_drop_rate": 0.5}),
+        ("vit_tiny_patch16_224", (32, 32), {**SMALL_VIT, "drop_path_rate": 0.5}),
+        ("resnet10t", (64, 64), {"drop_path_rate": 0.5, "zero_init_last": False}),
+    ],
+)
+def test_dropout_of_a_backbone_falls_in_training_alone(name, size, args):
+    torch.manual_seed(0)
+    encoder = ImageEncoder(name, size=size, args=args)
+    pixels = torch.rand(4, 3, *size)
+    with torch.no_grad():
+        first, second = (encoder.train()(pixels)[0] for _ in range(2))
+        assert not torch.allclose(first, second)
+        first, second = (encoder.eval()(pixels)[0] for _ in range(2))
+        assert torch.equal(first, second)
