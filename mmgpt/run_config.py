@@ -171,6 +171,8 @@ class TrainConfig:
         loss_per: What counts alike in the loss: each supervised token, or each document, however long its answer.
         label_smoothing: Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
             2016), often 0.1; the validation loss is without it.
+        ema: Validate and save moving averages of the weights (Polyak and Juditsky 1992) that keep this share of
+            themselves in each step, often 0.999; None takes the weights as they are.
         epochs: Times through the data.
         steps: Instead of epochs: steps of the optimizer, through the data as often as it takes.
         seed: Of weights, order and made data.
@@ -205,6 +207,7 @@ class TrainConfig:
     accumulate: int = 1
     loss_per: LossPer = "token"
     label_smoothing: float = 0.0
+    ema: float | None = None
     epochs: int = 1
     steps: int | None = None
     seed: int = 0

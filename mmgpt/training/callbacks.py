@@ -21,11 +21,13 @@ from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
 from mmgpt.tokenizer import Tokenizer
+from mmgpt.training.averages import AverageWeights
 from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.parallel import is_sharded, plain
 from mmgpt.training.state import (
     check_config,
+    load_averages,
     load_optimizer,
     load_weights,
     read_values,
@@ -78,6 +80,7 @@ class KeepState(L.Callback):
         config: What the run is made from; one with another is not resumed.
         checkpoints: Which was the best so far is part of the state.
         loader: Of the training samples.
+        averages: Of the weights, where the run has them.
         resume: Go on from the latest state, if there is one.
 
     Raises:
@@ -92,6 +95,7 @@ class KeepState(L.Callback):
         config: dict[str, Any],
         checkpoints: KeepCheckpoints,
         loader: Loader,
+        averages: AverageWeights | None,
         resume: bool,
     ):
         before = states(out)
@@ -105,6 +109,7 @@ class KeepState(L.Callback):
         self.config = config
         self.checkpoints = checkpoints
         self.loader = loader
+        self.averages = averages
         self.state = before[-1] if before else None
         self.validating: int | None = None  # the epoch whose validation is still to be done
         self.spent = 0.0  # seconds of training, by those processes that were killed
@@ -156,6 +161,8 @@ class KeepState(L.Callback):
             assert isinstance(pl_module, MultimodalModule)
             load_weights(self.state, pl_module.model)
             load_optimizer(self.state, pl_module.model, trainer.optimizers[0])
+            if self.averages is not None:
+                load_averages(self.state, pl_module.model, self.averages.averages)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.validating is None:
@@ -201,7 +208,8 @@ class KeepState(L.Callback):
             "steps": trainer.global_step,
             "seconds": round(self.seconds, 1),
         }
-        save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep)
+        averages = None if self.averages is None else self.averages.averages
+        save_state(self.out, trainer.global_step, module.model, trainer.optimizers[0], values, self.keep, averages)
 
 
 def _counted(progress: Any, count: int) -> Any:

@@ -36,6 +36,7 @@ from mmgpt.processor import Processor
 from mmgpt.run_config import DataConfig, Precision, TrainConfig
 from mmgpt.tokenizer import FILES, Tokenizer
 from mmgpt.training.augment import PictureAugment
+from mmgpt.training.averages import AverageWeights
 from mmgpt.training.callbacks import EndTogether, KeepCheckpoints, KeepState, ShowSamples
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
@@ -151,7 +152,10 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             )
     checkpoints = KeepCheckpoints(out, tokenizer, record(config, count))
     shown = SHOWN if model.config.answers else 0
-    state = KeepState(out, config.save_every, config.keep, decisive, checkpoints, loader, resume=config.resume)
+    averages = None if config.ema is None else AverageWeights(config.ema)
+    state = KeepState(
+        out, config.save_every, config.keep, decisive, checkpoints, loader, averages, resume=config.resume
+    )
     trainer = L.Trainer(
         **processes(config),
         precision=precision(config.precision),
@@ -165,6 +169,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         callbacks=[
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
+            *([] if averages is None else [averages]),
             state,
             Watch(config.batch_tokens),
             EndTogether(),
@@ -244,6 +249,8 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
     if not 0 <= config.label_smoothing < 1:
         raise ConfigError(f"label_smoothing: must be from 0 on and below 1, not {config.label_smoothing}")
+    if config.ema is not None and not 0 <= config.ema < 1:
+        raise ConfigError(f"ema: must be from 0 on and below 1, such as 0.999, not {config.ema}")
     augment = config.augment
     if not 0 < augment.crop <= 1:
         raise ConfigError(f"augment.crop: must be above 0 and at most 1, not {augment.crop}")

@@ -2,6 +2,7 @@
 
     OUT/state/<step>/model.0.safetensors       all parameters and buffers
                      optimizer.0.safetensors   the optimizer's tensors, by the name of their parameter
+                     averages.0.safetensors    moving averages of the weights, of a run that has them
                      state.json                steps, place in the data of each process, what callbacks remember
                      metrics.csv               the log so far
     OUT/state/finished.json                    in their stead, of a run that came to its end
@@ -38,7 +39,13 @@ def states(out: Path) -> list[Path]:
 
 
 def save_state(
-    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any], keep: int
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    values: dict[str, Any],
+    keep: int,
+    averages: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the state after a step and drop all but the last `keep`; all processes call it together.
 
@@ -56,10 +63,10 @@ def save_state(
             draft.mkdir(parents=True)
         meet()
         if rank() == 0 or is_sharded(model):
-            save_file({n: own_part(t) for n, t in _weights(model).items()}, draft / f"model.{rank()}.safetensors")
-            save_file(
-                {n: own_part(t) for n, t in _flat(model, optimizer).items()}, draft / f"optimizer.{rank()}.safetensors"
-            )
+            kinds = {"model": _weights(model), "optimizer": _flat(model, optimizer), "averages": averages}
+            for kind, tensors in kinds.items():
+                if tensors is not None:
+                    save_file({n: own_part(t) for n, t in tensors.items()}, draft / f"{kind}.{rank()}.safetensors")
         for path in draft.glob(f"*.{rank()}.safetensors"):
             sync(path)
         meet()
@@ -118,8 +125,7 @@ def forget_finished(out: Path) -> None:
 
 def load_weights(state: Path, model: nn.Module) -> None:
     """Put the weights of a state into the model."""
-    path = state / f"model.{rank() if is_sharded(model) else 0}.safetensors"
-    saved, own = load_file(path), _weights(model)
+    saved, own = _saved(state, "model", model), _weights(model)
     if saved.keys() != own.keys():
         raise TrainingError(f"{state}: holds another model ({sorted(saved.keys() ^ own.keys())[0]})")
     for name, tensor in own.items():
@@ -129,13 +135,20 @@ def load_weights(state: Path, model: nn.Module) -> None:
 def load_optimizer(state: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimizer's tensors of a state into a new optimizer of the same parameters."""
     saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in load_file(state / f"optimizer.{rank() if is_sharded(model) else 0}.safetensors").items():
+    for name, tensor in _saved(state, "optimizer", model).items():
         parameter, _, key = name.rpartition("/")
         saved[parameter][key] = tensor
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         if id(parameter) in stepped and name in saved:
             optimizer.state[parameter] = {key: part_of(parameter, tensor) for key, tensor in saved[name].items()}
+
+
+def load_averages(state: Path, model: nn.Module, averages: dict[str, Tensor]) -> None:
+    """Make averages of the model's weights what they are in a state."""
+    saved = _saved(state, "averages", model)
+    for name, average in averages.items():
+        average.copy_(saved[name])
 
 
 def restore_log(state: Path, logger: CSVLogger) -> None:
@@ -145,6 +158,11 @@ def restore_log(state: Path, logger: CSVLogger) -> None:
             rows: list[Any] = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
         logger.experiment.metrics = rows
         logger.save()
+
+
+def _saved(state: Path, kind: str, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a kind that this process has saved, or the first one of all that have the same."""
+    return load_file(state / f"{kind}.{rank() if is_sharded(model) else 0}.safetensors")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

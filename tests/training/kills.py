@@ -29,7 +29,7 @@ from mmgpt.training.run import train
 PLACES = {
     "loss": (MultimodalGPT, "loss"),  # in a step, between accumulated batches too, and in validation
     "validation": (MultimodalModule, "validation_step"),
-    "state": (mmgpt.training.state, "save_file"),  # while a state is written: two calls each
+    "state": (mmgpt.training.state, "save_file"),  # while a state is written: two calls each, three with averages
     "drop": (mmgpt.training.state.shutil, "rmtree"),  # while an old one is removed
     "checkpoint": (mmgpt.checkpoint, "sync"),  # while a checkpoint is written
 }

@@ -18,13 +18,16 @@ from mmgpt.config import AudioEncoderConfig, GPTConfig, PairConfig
 from mmgpt.content import Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
+from mmgpt.distributed import meet
 from mmgpt.errors import TrainingError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.run_config import OptimizerConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import plain
+from mmgpt.training.averages import AverageWeights
+from mmgpt.training.module import BLANK, MultimodalModule
+from mmgpt.training.parallel import is_sharded, own_part, plain
+from mmgpt.training.state import load_averages, load_weights, save_state
 
 # What the samples show, in turn: of two processes the first has the even ones, the second the odd ones.
 CASES = {
@@ -67,15 +70,19 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
         [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
     )
-    trainer = trainer_of(processes, sharded)
+    averages = AverageWeights(0.5)
+    trainer = trainer_of(processes, sharded, averages)
     processor = Processor(module.model.config, tokenizer)
     train, val = (Loader(samples(case), processor, shuffle=False, **loading) for _ in range(2))
     trainer.fit(module, train, val)
-    learned = {name: plain(parameter.detach()) for name, parameter in module.model.named_parameters()}
+    name = f"{case}{' beside the sequence' if crossing else ''}{' accumulated' if 'accumulate' in loading else ''}"
+    name += " divided" if sharded else ""
+    through_a_state(out / name, module.model, trainer, averages)
+    learned = {name: plain(parameter.detach().clone()) for name, parameter in module.model.named_parameters()}
+    averages.exchange(module)
+    learned |= {f"average {name}": plain(parameter.detach()) for name, parameter in module.model.named_parameters()}
     if trainer.is_global_zero:
         learned["val_loss"] = trainer.callback_metrics["val_loss"].reshape(1)
-        name = f"{case}{' beside the sequence' if crossing else ''}{' accumulated' if 'accumulate' in loading else ''}"
-        name += " divided" if sharded else ""
         save_file(learned, out / f"{name}.safetensors")
 
 
@@ -93,16 +100,30 @@ def break_down(out: Path) -> None:
         (out / f"error.{os.environ['RANK']}").write_text(str(error))
 
 
+@torch.no_grad()
+def through_a_state(out: Path, model: MultimodalGPT, trainer: L.Trainer, averages: AverageWeights) -> None:
+    """Weights and averages are those of a state that is saved after a validation, as most are."""
+    if is_sharded(model):
+        model.loss(BLANK)  # as in validation: there is no backward pass
+    save_state(out, 1, model, trainer.optimizers[0], {}, 1, averages.averages)
+    meet()
+    for tensor in (*model.parameters(), *averages.averages.values()):
+        own_part(tensor).zero_()
+    load_weights(out / "state" / "000000001", model)
+    load_averages(out / "state" / "000000001", model, averages.averages)
+
+
 def strategy(sharded: bool, processes: int):
     if processes == 1:
         return "auto"
     return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1) if sharded else "ddp"
 
 
-def trainer_of(processes: int, sharded: bool = False) -> L.Trainer:
+def trainer_of(processes: int, sharded: bool = False, *callbacks: L.Callback) -> L.Trainer:
     return L.Trainer(
         accelerator="cpu", devices=processes, strategy=strategy(sharded, processes), max_epochs=2, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=list(callbacks),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from mmgpt.training.state import read_values, save_state, states
 
 WAYS = {
     "by samples": {"batch_size": 4},
-    "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2},  # with workers and Muon
+    "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2, "ema": 0.8},  # with workers and Muon
     "stream": {"batch_size": None, "batch_tokens": 50, "accumulate": 2, "steps": 9},  # with workers
     "two processes": {"batch_size": 2, "devices": 2},
     "divided among two": {"batch_size": 2, "devices": 2, "sharded": True, "save_every": 2},  # after validation, too
