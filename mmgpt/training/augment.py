@@ -26,7 +26,7 @@ class PictureAugment:
             picture = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         if self.config.randaugment:
             with torch.random.fork_rng(devices=()):
-                torch.manual_seed(random.getrandbits(63))
+                torch.default_generator.manual_seed(random.getrandbits(63))
                 picture = self.operations(picture)
         return picture
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import own_part, part_again
+from mmgpt.training.parallel import own_part, reshard
 
 
 class AverageWeights(L.Callback):
@@ -58,7 +58,7 @@ class AverageWeights(L.Callback):
     def exchange(self, module: L.LightningModule) -> None:
         """Give the model the averages and keep its weights, or the other way round."""
         assert isinstance(module, MultimodalModule)
-        part_again(module.model)
+        reshard(module.model)
         weights = _trained(module.model)
         for name, average in self.averages.items():
             kept = average.clone()
