@@ -1,6 +1,7 @@
 """What mmgpt.load returns: model, processor and decoding behind the questions a user has."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -21,7 +22,7 @@ from mmgpt.generation import Answer, Decoding, Engine, settled
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor, TooLongError
 from mmgpt.sharing import CARD, push
-from mmgpt.tasks import TASKS
+from mmgpt.tasks import TASKS, few_shot
 from mmgpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
 Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
 Embedded: TypeAlias = Source | Text  # a str is a text
+Prompt: TypeAlias = str | Part | Sequence[str | Part]
+Examples: TypeAlias = Sequence[tuple[Source, str]]  # what is asked about before, each with its right answer
 T = TypeVar("T", Image, Audio, Video)
 ROWS = 512  # places whose logits over the vocabulary are computed at once
 
@@ -62,27 +65,31 @@ class Assistant:
     def caption(self, image: list[Source], **decoding: Any) -> list[str]: ...
     @overload
     def caption(self, image: Source, **decoding: Any) -> str: ...
-    def caption(self, image: Source | list[Source], **decoding: Any) -> str | list[str]:
-        """A caption of a picture (path, bytes, PIL image, array or Image); a list in gives a list out, batched."""
-        return self._task("caption", Image, image, decoding)
+    def caption(self, image: Source | list[Source], examples: Examples = (), **decoding: Any) -> str | list[str]:
+        """A caption of a picture (path, bytes, PIL image, array or Image); a list in gives a list out, batched.
+
+        `examples` are pictures with their captions, which stand before the request (few-shot).
+        """
+        return self._task("caption", partial(_made, Image), image, examples, decoding)
 
     @overload
     def transcribe(self, audio: list[Source], **decoding: Any) -> list[str]: ...
     @overload
     def transcribe(self, audio: Source, **decoding: Any) -> str: ...
-    def transcribe(self, audio: Source | list[Source], **decoding: Any) -> str | list[str]:
-        """What is said in a sound; a list in gives a list out, batched."""
-        return self._task("transcribe", Audio, audio, decoding)
+    def transcribe(self, audio: Source | list[Source], examples: Examples = (), **decoding: Any) -> str | list[str]:
+        """What is said in a sound; a list in gives a list out, batched. `examples` as in `caption`."""
+        return self._task("transcribe", partial(_made, Audio), audio, examples, decoding)
 
     @overload
     def describe(self, medium: list[Source], **decoding: Any) -> list[str]: ...
     @overload
     def describe(self, medium: Source, **decoding: Any) -> str: ...
-    def describe(self, medium: Source | list[Source], **decoding: Any) -> str | list[str]:
-        """What happens in a clip or a sound, which a path names by its ending; a list in gives a list out, batched."""
-        media = medium if isinstance(medium, list) else [medium]
-        answers = self.reply([TASKS["describe"].conversation(_part(one)) for one in media], **decoding)
-        return answers if isinstance(medium, list) else answers[0]
+    def describe(self, medium: Source | list[Source], examples: Examples = (), **decoding: Any) -> str | list[str]:
+        """What happens in a clip or a sound, which a path names by its ending; a list in gives a list out, batched.
+
+        `examples` as in `caption`.
+        """
+        return self._task("describe", _part, medium, examples, decoding)
 
     @overload
     def translate(self, text: list[str], to: str, **decoding: Any) -> list[str]: ...
@@ -107,13 +114,24 @@ class Assistant:
         image: Source | Sequence[Source] = (),
         audio: Source | Sequence[Source] = (),
         video: Source | Sequence[Source] = (),
+        text: str = "",
+        examples: Sequence[tuple[Prompt, str]] = (),
         **decoding: Any,
     ) -> str:
-        """The answer to a question about pictures, sounds and videos: one, or a list, of each."""
-        parts: list[Part] = [*_parts(Image, image), *_parts(Audio, audio), *_parts(Video, video)]
-        return self.reply([TASKS["ask"].conversation(*parts, prompt=question)], **decoding)[0]
+        """The answer to a question about pictures, sounds and videos: one, or a list, of each; or about a text.
 
-    def generate(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> str:
+        Args:
+            question: The question.
+            image, audio, video: What it is about; they stand before it.
+            text: What it is about too; it stands below the question, as in rows with `instruction` and `input`.
+            examples: Prompts as `generate` takes them, each with its right answer, which stand before all (few-shot).
+            decoding: Settings of Decoding.
+        """
+        parts: list[Part] = [*_parts(Image, image), *_parts(Audio, audio), *_parts(Video, video)]
+        asked = TASKS["ask"].conversation(*parts, prompt=f"{question}\n{text}" if text else question)
+        return self.reply([few_shot([(_prompt(one), answer) for one, answer in examples], asked)], **decoding)[0]
+
+    def generate(self, prompt: Prompt, **decoding: Any) -> str:
         """What the model says to a prompt of text and media in any order."""
         return self.reply([_prompt(prompt)], **decoding)[0]
 
@@ -128,11 +146,11 @@ class Assistant:
         found = [answers[0].text for answers in self.engine.run(prompts, Decoding(**decoding))]
         return found if isinstance(text, list) else found[0]
 
-    def answers(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> list[Answer]:
+    def answers(self, prompt: Prompt, **decoding: Any) -> list[Answer]:
         """All `n` answers to a prompt, with their tokens, how they ended and, if asked for, log-probabilities."""
         return self.engine.run([self.processor.encode_prompt(_prompt(prompt))], Decoding(**decoding))[0]
 
-    def stream(self, prompt: str | Part | Sequence[str | Part], **decoding: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **decoding: Any) -> Iterator[str]:
         """As `generate`, piece by piece as it is decoded."""
         return self._pieces(self.processor.encode_prompt(_prompt(prompt)), Decoding(**decoding))
 
@@ -202,7 +220,13 @@ class Assistant:
         return torch.tensor(ids, device=self.model.device)
 
     @torch.inference_mode()
-    def classify(self, source: Source | Text, labels: Sequence[str], template: str = "{}") -> dict[str, float]:
+    def classify(
+        self,
+        source: Source | Text,
+        labels: Sequence[str],
+        template: str = "{}",
+        examples: Sequence[tuple[Source | Text, str]] = (),
+    ) -> dict[str, float]:
         """How likely each label is for a medium or a text, the likeliest first; together they are 1.
 
         Where the model pairs media with texts, by the similarity of the source and the label's text (Radford et al.
@@ -219,19 +243,24 @@ class Assistant:
             template: The text that the model was trained to see with such a medium, "{}" standing for the label: "a
                 photo of a {}."
 
+            examples: Sources with their labels, which stand before this one (few-shot).
+
         Raises:
-            ConfigError: No label, or a template without "{}".
+            ConfigError: No label, a template without "{}", or examples for a model that pairs media with texts.
         """
         if not labels or "{}" not in template:
             raise ConfigError(f"classify: needs labels, and {{}} in the template; not {labels!r}, {template!r}")
         labels = list(dict.fromkeys(labels))
         texts = [template.replace("{}", label) for label in labels]
-        part = source if isinstance(source, Text) else _part(source)
+        part = _shown(source)
         if self.model.pair is not None:
+            if examples:
+                raise ConfigError("classify: a model that pairs media with texts takes no examples; leave them out")
             vectors = torch.stack(self._vectors([part, *map(Text, texts)]))
             scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
         else:
-            asked = [Message("user", (part,))] if isinstance(part, Text) else TASKS["classify"].conversation(part)
+            before = [(_classed(_shown(one)), template.replace("{}", label)) for one, label in examples]
+            asked = few_shot(before, _classed(part))
             scores = self.likelihoods(self.processor.encode_prompt(asked), texts)
         order = scores.argsort(descending=True, stable=True).tolist()
         return {labels[i]: share for i, share in zip(order, scores.softmax(0)[order].tolist(), strict=True)}
@@ -277,9 +306,20 @@ class Assistant:
             self.save(folder)
             return push(folder, repo_id, **settings)
 
-    def _task(self, task: str, kind: type[T], source: Source | list[Source], decoding: dict[str, Any]) -> Any:
-        parts = _parts(kind, source)
-        answers = self.reply([TASKS[task].conversation(part) for part in parts], **decoding)
+    def _task(
+        self,
+        task: str,
+        part: Callable[[Source], Part],
+        source: Source | list[Source],
+        examples: Examples,
+        decoding: dict[str, Any],
+    ) -> Any:
+        def asked(one: Source) -> list[Message]:
+            return TASKS[task].conversation(part(one))
+
+        before = [(asked(one), answer) for one, answer in examples]
+        sources = source if isinstance(source, list) else [source]
+        answers = self.reply([few_shot(before, asked(one)) for one in sources], **decoding)
         return answers if isinstance(source, list) else answers[0]
 
     def _about(self, task: str, text: str | list[str], decoding: dict[str, Any], **words: str) -> Any:
@@ -328,7 +368,11 @@ def load(
 
 def _parts(kind: type[T], source: Any) -> list[T]:
     sources = source if isinstance(source, list | tuple) else [source]
-    return [item if isinstance(item, kind) else kind(item) for item in sources]
+    return [_made(kind, item) for item in sources]
+
+
+def _made(kind: type[T], source: Any) -> T:
+    return source if isinstance(source, kind) else kind(source)
 
 
 def _part(source: Source) -> Part:
@@ -339,10 +383,19 @@ def _part(source: Source) -> Part:
     return kind(source)
 
 
+def _shown(source: Source | Text) -> Part:
+    return source if isinstance(source, Text) else _part(source)
+
+
+def _classed(part: Part) -> list[Message]:
+    """How the class of a medium, or a text, is asked for."""
+    return [Message("user", (part,))] if isinstance(part, Text) else TASKS["classify"].conversation(part)
+
+
 def _embeddable(source: Embedded) -> Part:
-    return Text(source) if isinstance(source, str) else source if isinstance(source, Text) else _part(source)
+    return Text(source) if isinstance(source, str) else _shown(source)
 
 
-def _prompt(prompt: str | Part | Sequence[str | Part]) -> list[Message]:
+def _prompt(prompt: Prompt) -> list[Message]:
     parts = [prompt] if isinstance(prompt, str | Text | Image | Audio | Video) else list(prompt)
     return [Message.of("user", *parts)]

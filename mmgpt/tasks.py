@@ -1,8 +1,9 @@
 """The tasks by name: how a user asks for them. A task is a template that makes a conversation, nothing more."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmgpt.content import Message, Part
+from mmgpt.content import Content, Message, Part
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Task:
         So do rows with `instruction` and `input` (see mmgpt.data.rows). `words` are put into the wording: to="German".
         """
         return [Message.of("user", f"{self.prompts[0].format(**words)}\n{text}")]
+
+
+def few_shot(examples: Iterable[tuple[Sequence[Message], Content]], asked: Sequence[Message]) -> list[Message]:
+    """The conversation that asks after examples (Brown et al. 2020): each is what was asked, and its answer."""
+    before = [message for prompt, answer in examples for message in (*prompt, _answer(answer))]
+    return [*before, *asked]
+
+
+def _answer(content: Content) -> Message:
+    return Message.of("assistant", *((content,) if isinstance(content, str) else content))
 
 
 RETRIEVE = "retrieve"  # what is evaluated of a model that pairs media with texts; nothing is asked

@@ -39,6 +39,37 @@ def test_questions_take_any_media_one_or_several(assistant):
         assert isinstance(assistant.ask("What?", **media, **short), str)
 
 
+def test_a_text_to_be_asked_about_stands_below_the_question_as_in_rows(assistant):
+    row = row_sample({"instruction": "What?", "input": "A red circle.", "output": "a"}, "x:1")
+    drawn = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 50, "seed": 3}
+    assert assistant.ask("What?", text="A red circle.", **drawn) == assistant.reply([row.prompt], **drawn)[0]
+
+
+def test_examples_are_a_conversation_before_what_is_asked(assistant):
+    first, second, asked = (some_image(i) for i in range(3))
+    drawn = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 50, "seed": 3}
+
+    def before(task: str) -> list[Message]:
+        ask = TASKS[task].conversation
+        return [*ask(first), Message.of("assistant", "red"), *ask(second), Message.of("assistant", "blue")]
+
+    examples = [(first, "red"), (second, "blue")]
+    told = assistant.caption([asked, first], examples=examples, **drawn)
+    conversations = [[*before("caption"), *TASKS["caption"].conversation(one)] for one in (asked, first)]
+    assert told == assistant.reply(conversations, **drawn)
+    assert told[0] != assistant.caption(asked, **drawn)
+    prompt = [Message.of("user", first, "What?"), Message.of("assistant", "red"), Message.of("user", asked, "And?")]
+    assert (
+        assistant.ask("And?", image=asked, examples=[([first, "What?"], "red")], **drawn)
+        == (assistant.reply([prompt], **drawn)[0])
+    )
+    shares = assistant.classify(asked, ["red", "a blue square"], examples=examples)
+    encoded = assistant.processor.encode_prompt([*before("classify"), *TASKS["classify"].conversation(asked)])
+    logs = assistant.likelihoods(encoded, ["red", "a blue square"]).softmax(0)
+    assert [shares["red"], shares["a blue square"]] == pytest.approx(logs.tolist(), rel=1e-4)
+    assert shares != pytest.approx(assistant.classify(asked, ["red", "a blue square"]), rel=1e-3)
+
+
 def test_pictures_may_be_paths_bytes_arrays_or_pil(assistant, tmp_path):
     picture = some_image(0).load()
     path = tmp_path / "a.png"

@@ -177,6 +177,8 @@ def test_classes_are_told_by_the_nearest_text(tokenizer):
     expected = (torch.stack(texts) @ picture / 0.07).softmax(0)  # CLIP's first temperature
     assert shares == pytest.approx(dict(zip(labels, expected.tolist(), strict=True)), rel=1e-4)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    with pytest.raises(ConfigError, match="takes no examples"):
+        assistant.classify(some_image(0), labels, examples=[(some_image(1), "circle")])
 
 
 # The loss of a batch

@@ -1,21 +1,47 @@
-"""mmgpt ask: answer a question about pictures, sounds or videos."""
+"""mmgpt ask: answer a question about pictures, sounds or videos, or about a text."""
 
 from mmgpt.cli import options
+from mmgpt.errors import ConfigError
 
 
 def main(arguments: list[str]) -> None:
     parser = options.parser("ask", "Answer a question about pictures, sounds or videos, or about nothing but words.")
     parser.add_argument("question")
     options.add_media(parser)
+    parser.add_argument("--text", metavar="FILE", help="what the question is about, in UTF-8; - reads standard input")
+    parser.add_argument(
+        "--example",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="[FILE ...] QUESTION ANSWER",
+        help="stands before what is asked, and may be given several times (few-shot)",
+    )
     options.add_model(parser)
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
+    if any(len(example) < 2 for example in args.example):
+        raise ConfigError("--example: is a question and its answer, after the files that it is about")
+
+    from pathlib import Path
 
     import mmgpt
+    from mmgpt.data.folders import PARTS
 
+    text = options.read_file(args.text) if args.text else ""
+    examples = []
+    for *names, question, right in args.example:
+        media = [PARTS.get(Path(name).suffix.lower(), mmgpt.Video)(name) for name in names]
+        examples.append(([*media, question], right))
     assistant = mmgpt.load(args.model, int8=args.int8)
     answer = assistant.ask(
-        args.question, image=args.image, audio=args.audio, video=args.video, **options.decoding(args)
+        args.question,
+        image=args.image,
+        audio=args.audio,
+        video=args.video,
+        text=text,
+        examples=examples,
+        **options.decoding(args),
     )
     if args.json:
         options.show({"question": args.question, "answer": answer})

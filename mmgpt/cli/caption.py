@@ -34,12 +34,15 @@ def main(arguments: list[str]) -> None:
         metavar="N",
         help="of Ray, a model in each (default: one for each GPU, or for each core where there are none)",
     )
+    options.add_examples(parser, "CAPTION")
     options.add_model(parser, options.PUBLIC_CAPTIONER)
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
     if args.out is None:
         answer_files(args, args.images, "caption", "image", "caption")
         return
+    if args.example:
+        raise ConfigError("--example: goes without --out")
     for name, number in (("threads", args.threads), ("workers", args.workers)):
         if number is not None and number < 1:
             raise ConfigError(f"--{name}: must be a whole number from 1 on, not {number}")

@@ -14,6 +14,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--template", default="{}", help="what is said of it in training, {} standing for the label (default: {})"
     )
+    options.add_examples(parser, "LABEL")
     options.add_model(parser)
     args = parser.parse_args(arguments)
 
@@ -23,10 +24,14 @@ def main(arguments: list[str]) -> None:
     import mmgpt
     from mmgpt.data.folders import PARTS
 
-    medium = Path(args.source).suffix.lower() in PARTS or os.path.exists(args.source)  # noqa: PTH110  Path's fails for long texts
+    def read(source: str) -> str | mmgpt.Text:
+        medium = Path(source).suffix.lower() in PARTS or os.path.exists(source)  # noqa: PTH110  Path's fails for long texts
+        return source if medium else mmgpt.Text(source)
+
     labels = [label.strip() for label in args.labels.split(",") if label.strip()]
     assistant = mmgpt.load(args.model, int8=args.int8)
-    shares = assistant.classify(args.source if medium else mmgpt.Text(args.source), labels, args.template)
+    examples = [(read(source), label) for source, label in args.example]
+    shares = assistant.classify(read(args.source), labels, args.template, examples)
     if args.json:
         options.show({"source": args.source, "labels": shares})
     else:

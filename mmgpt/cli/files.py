@@ -15,7 +15,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
     Exits with 1 if there was one.
 
     Args:
-        arguments: With model, int8, json and what `options.decoding` takes.
+        arguments: With model, int8, json, example and what `options.decoding` takes.
         files: Their names.
         task: A name of TASKS.
         modality: image, audio, or media: each what its name's ending says. In JSON, the name of the file's field.
@@ -27,13 +27,14 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
     from mmgpt.errors import MediaError
     from mmgpt.generation import Decoding
     from mmgpt.processor import TooLongError
-    from mmgpt.tasks import TASKS
+    from mmgpt.tasks import TASKS, few_shot
 
     def part(name: str) -> Medium:
         if modality == "media":
             return PARTS.get(Path(name).suffix.lower(), Video)(name)
         return {"image": Image, "audio": Audio}[modality](name)
 
+    examples = [(TASKS[task].conversation(part(name)), answer) for name, answer in arguments.example]
     decoding = Decoding(**options.decoding(arguments))
     assistant = mmgpt.load(arguments.model, int8=arguments.int8)
     broken = False
@@ -41,7 +42,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
         names, prompts = [], []
         for name in files[start : start + GROUP]:
             try:
-                conversation = TASKS[task].conversation(part(name))
+                conversation = few_shot(examples, TASKS[task].conversation(part(name)))
                 prompts.append(assistant.processor.encode_prompt(conversation, where=name))
                 names.append(name)
             except (MediaError, TooLongError) as error:

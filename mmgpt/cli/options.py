@@ -3,9 +3,10 @@
 import argparse
 import difflib
 import json
+from pathlib import Path
 from typing import Any, NoReturn
 
-from mmgpt.errors import ConfigError
+from mmgpt.errors import ConfigError, DataError
 
 DEFAULT_MODEL = "runs/demo"
 PUBLIC_CAPTIONER = "nlpconnect/vit-gpt2-image-captioning"
@@ -67,6 +68,17 @@ def add_media(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_examples(parser: argparse.ArgumentParser, answer: str) -> None:
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FILE", answer),
+        help="stands before what is asked, and may be given several times (few-shot)",
+    )
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
     parser.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search (default: 1, none)")
@@ -80,6 +92,16 @@ def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     """The decoding settings of the command line, as Assistant's methods take them."""
     names = ("max_new_tokens", "beams", "temperature", "seed")
     return {name: getattr(arguments, name) for name in names}
+
+
+def read_file(name: str) -> str:
+    """The text of a file, or of standard input (-). Raises DataError: It cannot be read, or there is none."""
+    from mmgpt.data.table import read_text
+
+    text = read_text(Path("/dev/stdin" if name == "-" else name)).strip()
+    if not text:
+        raise DataError(f"{'standard input' if name == '-' else name}: there is no text in it")
+    return text
 
 
 def show(value: Any) -> None:

@@ -1,7 +1,6 @@
 """mmgpt summarize: say a text in short."""
 
 from mmgpt.cli import options
-from mmgpt.errors import DataError
 
 
 def main(arguments: list[str]) -> None:
@@ -11,14 +10,9 @@ def main(arguments: list[str]) -> None:
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
 
-    from pathlib import Path
-
     import mmgpt
-    from mmgpt.data.table import read_text
 
-    text = read_text(Path("/dev/stdin" if args.file == "-" else args.file)).strip()
-    if not text:
-        raise DataError(f"{'standard input' if args.file == '-' else args.file}: no text to summarize")
+    text = options.read_file(args.file)
     summary = mmgpt.load(args.model, int8=args.int8).summarize(text, **options.decoding(args))
     if args.json:
         options.show({"file": args.file, "summary": summary})

@@ -27,7 +27,7 @@ import numpy as np
 
 from mmgpt import checkpoint
 from mmgpt.assistant import Assistant, load
-from mmgpt.content import Message, Part, Text
+from mmgpt.content import Part, Text
 from mmgpt.data.controls import shuffle_media
 from mmgpt.data.readers import limited, read_samples
 from mmgpt.data.sample import Sample
@@ -45,7 +45,7 @@ from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress_bar
 from mmgpt.run_config import DataConfig
 from mmgpt.stored import Stored
-from mmgpt.tasks import RETRIEVE, TASKS
+from mmgpt.tasks import RETRIEVE, TASKS, few_shot
 
 PROMPTS = 8  # told of each task in the results; answers.jsonl has all
 LIBRARIES = ("mmgpt", "torch", "torchaudio", "timm", "tokenizers", "numpy", "pillow", "av", "sacrebleu", "jiwer")
@@ -342,9 +342,9 @@ def _all_lines(
         return lines
     assistant = load(exam.model, int8=exam.int8)
     assistant.require_answers()
-    before = [message for one in examples for message in (*one.prompt, Message.of("assistant", *_answer(one)))]
+    shots = [(one.prompt, one.answers[0]) for one in examples]
     asked = (
-        dataclasses.replace(one, prompt=(*before, *one.prompt))
+        dataclasses.replace(one, prompt=tuple(few_shot(shots, one.prompt)))
         for i in range(len(lines), len(samples))
         for one in (samples[i], spoilt[i])[: 1 + bool(media_of(samples[i]))]
     )
@@ -376,12 +376,6 @@ def _found(
             yield from choices(assistant, some, answers)
         else:
             yield from replies(assistant, some, exam.decoding)
-
-
-def _answer(sample: Sample) -> tuple[str | Part, ...]:
-    """The first of a sample's right answers."""
-    answer = sample.answers[0]
-    return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
 def _said(one: Answered) -> str | dict[str, Any]:

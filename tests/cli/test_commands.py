@@ -53,6 +53,33 @@ def test_ask_takes_media_several_times_or_none(mmgpt_command, model_directory, m
     assert json.loads(told.out) == {"question": "What?", "answer": assistant.ask("What?", **DRAWN)}
 
 
+def test_ask_reads_a_text_to_be_asked_about_and_examples(mmgpt_command, model_directory, media, assistant, tmp_path):
+    (tmp_path / "a.txt").write_text("A red circle.\n", "utf-8")
+    asked = ("ask", "What?", "--model", model_directory, *SHORT)
+    about = mmgpt_command(*asked, "--text", tmp_path / "a.txt")
+    assert about.out == assistant.ask("What?\nA red circle.", **DRAWN) + "\n"
+    assert "no.txt: cannot be read" in mmgpt_command(*asked, "--text", tmp_path / "no.txt").error(1)
+    shown = mmgpt_command(*asked, "--example", media / "good.jpg", "And this?", "red", "--example", "Why?", "so")
+    examples = [([Image(media / "good.jpg"), "And this?"], "red"), ("Why?", "so")]
+    assert shown.out == assistant.ask("What?", examples=examples, **DRAWN) + "\n" != about.out
+    assert "--example: is a question and its answer" in mmgpt_command(*asked, "--example", "Why?").error(2)
+
+
+def test_examples_stand_before_what_is_asked_of_files(mmgpt_command, model_directory, media, assistant, tmp_path):
+    picture, sound = media / "good.jpg", media / "good.wav"
+    shown = ("--model", model_directory, "--example")
+    told = mmgpt_command("caption", picture, *shown, picture, "a red wall", *SHORT)
+    assert told.out == assistant.caption(picture, examples=[(picture, "a red wall")], **DRAWN) + "\n"
+    told = mmgpt_command("transcribe", sound, *shown, sound, "ki da", *SHORT)
+    assert told.out == assistant.transcribe(sound, examples=[(sound, "ki da")], **DRAWN) + "\n"
+    told = mmgpt_command("describe", sound, *shown, picture, "it stands", *SHORT)
+    assert told.out == assistant.describe(sound, examples=[(picture, "it stands")], **DRAWN) + "\n"
+    told = mmgpt_command("classify", picture, "--labels", "a,b", *shown, "so", "b", "--json")
+    assert json.loads(told.out)["labels"] == assistant.classify(picture, ["a", "b"], examples=[(Text("so"), "b")])
+    line = mmgpt_command("caption", picture, "--out", tmp_path / "a.jsonl", *shown, picture, "a").error(2)
+    assert "--example: goes without --out" in line
+
+
 def test_describe_tells_what_each_file_is_by_its_ending(mmgpt_command, model_directory, media, assistant):
     sound, picture = media / "good.wav", media / "good.jpg"
     said = assistant.describe([sound, picture], **DRAWN)
@@ -135,7 +162,7 @@ def test_a_text_that_cannot_be_summarized_is_told(mmgpt_command, model_directory
     (tmp_path / "long.txt").write_text("what? " * 200)
     for name, reason in (
         ("no.txt", "cannot be read"),
-        ("blank.txt", "no text to summarize"),
+        ("blank.txt", "there is no text in it"),
         ("latin.txt", "not UTF-8"),
     ):
         line = mmgpt_command("summarize", tmp_path / name, "--model", model_directory).error(1)
