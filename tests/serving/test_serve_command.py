@@ -13,9 +13,10 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
-from servers import image_part, scan_bomb, sent, text_part, user
+from servers import image_part, png, scan_bomb, sent, text_part, user
 
 from mmgpt import checkpoint
+from mmgpt.serving.decoders import PROCESSES
 from mmgpt.serving.settings import listen
 
 CHAT = "/v1/chat/completions"
@@ -100,17 +101,38 @@ def test_what_is_sent_waits_for_no_acknowledgement():
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.parametrize(("seconds", "signals"), [(1, 1), (600, 2)])
-def test_it_ends_though_a_file_takes_for_ever_to_decode(model_directory, seconds, signals):
-    asked = {"messages": user(image_part(scan_bomb(60_000)))}
-    with served(model_directory, "--max-decoding", seconds) as (process, url), sent(url, asked):
-        while "mmgpt_requests_in_progress 1.0" not in httpx.get(f"{url}/metrics").text:
+@contextmanager
+def stuck(model_directory, seconds: int) -> Iterator[tuple[subprocess.Popen, str, socket.socket]]:
+    """A server with a process that decodes a file for ever, and who sent it."""
+    bomb, small = (user(image_part(data)) for data in (scan_bomb(60_000), png(0)))
+
+    def picture() -> None:
+        httpx.post(f"{url}{CHAT}", json={"messages": small, "max_tokens": 1}, timeout=60).raise_for_status()
+
+    with served(model_directory, "--max-decoding", seconds) as (process, url):
+        for _ in range(PROCESSES):  # all of which have begun, once each has decoded something
+            picture()
+        with sent(url, {"messages": bomb}) as caller:
+            while "mmgpt_requests_in_progress 1.0" not in httpx.get(f"{url}/metrics").text:
+                pass
+            picture()
+            yield process, url, caller
+
+
+def test_when_told_to_end_it_waits_for_a_file_no_longer_than_it_may_take(model_directory):
+    with stuck(model_directory, 3) as (process, _, caller):
+        process.send_signal(signal.SIGTERM)
+        caller.settimeout(30)
+        assert b"not decoded within 3 seconds" in caller.recv(1 << 16)
+        assert process.wait(30) == 0
+
+
+def test_when_told_twice_it_ends_at_once_whatever_is_decoded(model_directory):
+    with stuck(model_directory, 60) as (process, url, _):
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/health").status_code == 200:
             pass
         process.send_signal(signal.SIGTERM)
-        if signals == 2:
-            while httpx.get(f"{url}/health").status_code == 200:
-                pass
-            process.send_signal(signal.SIGTERM)
         assert process.wait(30) is not None
 
 
