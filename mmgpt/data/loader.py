@@ -8,7 +8,6 @@ the same whatever the number of workers, and a run goes on from `Step.state` as 
 """
 
 import random
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,7 +114,6 @@ class Loader(Iterable[Step]):
             batch_sampler=_Chunks(self),
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_heed_no_sigterm,
             collate_fn=list,
         )
 
@@ -255,11 +253,6 @@ class Encoded(Dataset[list[Example | Broken] | MmgptError]):
             return self.examples[key.number] if key.sample is None else self.examples.encode(key.sample)
         except MmgptError as error:
             return error
-
-
-def _heed_no_sigterm(worker: int) -> None:
-    """Where all processes of a run are told to end, those that train need the workers until their step is done."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _start(epoch: int) -> dict[str, Any]:
