@@ -287,7 +287,8 @@ def part_few(bench: Bench) -> None:
         examples = []
         for picture, text in zip(ours.pictures, ours.texts, strict=True):
             medium = MediaInput("image", picture, grid, features, slots)
-            examples.append(Example([0] * slots + text, [False] * slots + [True] * len(text), [(0, medium)]))
+            before = slots or 1  # with cross-attention a start token
+            examples.append(Example([0] * before + text, [False] * before + [True] * len(text), [(0, medium)]))
         ours.batch = collate(examples)
         how = "by cross-attention" if cross else "before the text"
         what = f"{shape}, 49 tokens a picture {how} against 197 by cross-attention (less work)"

@@ -51,12 +51,7 @@ def build(directory: str) -> FastAPI:
     return app
 
 
-def main(directory: str) -> None:
-    app = build(directory)
-    listening = socket.create_server(("127.0.0.1", 0))
+if __name__ == "__main__":
+    app, listening = build(sys.argv[1]), socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listening])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

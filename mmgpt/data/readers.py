@@ -119,7 +119,7 @@ def read_samples(config: DataConfig, split: str, seed: int = 0) -> Sequence[Samp
 
 def limited(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     """At most so many of the samples, spread over all, so that a limit does not see the first folder alone."""
-    return samples[:: max(1, len(samples) // most)][:most]
+    return samples if len(samples) <= most else samples[:: len(samples) // most][:most]
 
 
 def _mixed(config: DataConfig, split: str, seed: int) -> LazySamples:
