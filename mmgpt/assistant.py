@@ -15,7 +15,7 @@ from mmgpt import checkpoint
 from mmgpt.batch import Example, collate
 from mmgpt.card import origin
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
-from mmgpt.data.folders import PARTS
+from mmgpt.data.folders import medium_of
 from mmgpt.errors import ConfigError, shown
 from mmgpt.files import atomic_write
 from mmgpt.generation import Answer, Decoding, Engine, settled
@@ -242,7 +242,6 @@ class Assistant:
             labels: What it may be.
             template: The text that the model was trained to see with such a medium, "{}" standing for the label: "a
                 photo of a {}."
-
             examples: Sources with their labels, which stand before this one (few-shot).
 
         Raises:
@@ -379,8 +378,7 @@ def _part(source: Source) -> Part:
     """The medium that a path, by its ending, bytes, an array or a PIL image is."""
     if isinstance(source, Image | Audio | Video):
         return source
-    kind = PARTS.get(Path(source).suffix.lower(), Image) if isinstance(source, str | Path) else Image
-    return kind(source)
+    return medium_of(source, Image) if isinstance(source, str | Path) else Image(source)
 
 
 def _shown(source: Source | Text) -> Part:

@@ -23,16 +23,13 @@ def main(arguments: list[str]) -> None:
     if any(len(example) < 2 for example in args.example):
         raise ConfigError("--example: is a question and its answer, after the files that it is about")
 
-    from pathlib import Path
-
     import mmgpt
-    from mmgpt.data.folders import PARTS
+    from mmgpt.data.folders import medium_of
 
     text = options.read_file(args.text) if args.text else ""
     examples = []
     for *names, question, right in args.example:
-        media = [PARTS.get(Path(name).suffix.lower(), mmgpt.Video)(name) for name in names]
-        examples.append(([*media, question], right))
+        examples.append(([*(medium_of(name, mmgpt.Video) for name in names), question], right))
     assistant = mmgpt.load(args.model, int8=args.int8)
     answer = assistant.ask(
         args.question,

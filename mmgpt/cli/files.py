@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from mmgpt.cli import options
 
@@ -23,7 +22,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
     """
     import mmgpt
     from mmgpt.content import Audio, Image, Medium, Video
-    from mmgpt.data.folders import PARTS
+    from mmgpt.data.folders import medium_of
     from mmgpt.errors import MediaError
     from mmgpt.generation import Decoding
     from mmgpt.processor import TooLongError
@@ -31,7 +30,7 @@ def answer_files(arguments: argparse.Namespace, files: list[str], task: str, mod
 
     def part(name: str) -> Medium:
         if modality == "media":
-            return PARTS.get(Path(name).suffix.lower(), Video)(name)
+            return medium_of(name, Video)
         return {"image": Image, "audio": Audio}[modality](name)
 
     examples = [(TASKS[task].conversation(part(name)), answer) for name, answer in arguments.example]

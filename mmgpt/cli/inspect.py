@@ -29,13 +29,12 @@ def main(arguments: list[str]) -> None:
     from mmgpt.encoders import build_encoders
     from mmgpt.evaluation.inspection import answer_start, as_text, inspected, write_inspection
     from mmgpt.processor import Processor
-    from mmgpt.training.augment import PictureAugment
+    from mmgpt.training.augment import picture_augment
     from mmgpt.training.run import model_config, read
 
     data = read(config)
     resolved, encoders = build_encoders(model_config(config))
-    augment = PictureAugment(config.augment) if config.augment.pictures else None
-    processor = Processor(resolved, data.tokenizer, augment)
+    processor = Processor(resolved, data.tokenizer, picture_augment(config.augment))
     found = inspected(head(data.train, args.n), args.n, processor, config.seed)
     console = Console(highlight=False)
     for number, one in enumerate(found, 1):

@@ -6,7 +6,7 @@ folder/train/dog/a.jpg            train/, dev/ (or val/, valid/, validation/) an
 
 from pathlib import Path
 
-from mmgpt.content import Audio, Image, Video
+from mmgpt.content import Audio, Image, Medium, Video
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import SPLITS, members, split_name
 from mmgpt.errors import DataError
@@ -17,6 +17,11 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".a
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff")
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 PARTS = {**dict.fromkeys(IMAGES, Image), **dict.fromkeys(SOUNDS, Audio), **dict.fromkeys(VIDEOS, Video)}
+
+
+def medium_of(path: str | Path, otherwise: type[Medium]) -> Medium:
+    """The medium that a file is, by the ending of its name; `otherwise` where that tells none."""
+    return PARTS.get(Path(path).suffix.lower(), otherwise)(path)
 
 
 def read_folders(path: Path, split: str) -> list[Sample]:

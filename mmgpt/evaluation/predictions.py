@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.data.coco import objects
-from mmgpt.data.faults import Faults
-from mmgpt.data.table import parse_json, read_table, read_text
+from mmgpt.data.table import parse_json, read_text, read_whole_table
 from mmgpt.data.vqa import vqa_kinds
 from mmgpt.errors import DataError, shown
 
@@ -87,8 +86,7 @@ def _evaluated(path: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:
     """
     if path.name != "answers.jsonl":
         return None
-    table = read_table(path, faults := Faults())
-    faults.raise_all()
+    table = read_whole_table(path)
     found, seen = {}, Counter()
     for where, row in table.rows:
         if not isinstance(row.get("truths"), list):
@@ -104,8 +102,7 @@ def _rows(path: Path, task: str, key: str) -> list[tuple[str, dict[str, Any]]]:
     if task not in _JSON:
         if path.suffix not in (".tsv", ".csv", ".jsonl"):
             raise DataError(f"{path}: {task} is read from .tsv, .csv or .jsonl with the columns id and text")
-        table = read_table(path, faults := Faults())
-        faults.raise_all()
+        table = read_whole_table(path)
         columns = {name: table.required_column((name,), name) for name in ("id", "text")}
         return [(where, {name: fields.get(own) for name, own in columns.items()}) for where, fields in table.rows]
     if path.suffix != ".json":

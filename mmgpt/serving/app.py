@@ -84,14 +84,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         requests = await service.chat(asked)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
         if asked.stream:
-            frame = Frame(schema.ChatChunk(**head, choices=[], usage=None))
-            events = _events(
-                service.answers(began, requests, growing=True),
-                asked,
-                lambda index, piece: frame.event(chat_piece(index, piece, _chat_logprobs(piece, tokenizer))),
-                lambda answers: schema.ChatChunk(**head, choices=[], usage=_usage(requests, answers)),
+            growing = service.answers(began, requests, growing=True)
+            chunk = partial(schema.ChatChunk, **head, choices=[])
+            return Events(
+                _events(growing, asked, chunk, requests, lambda i, p: chat_piece(i, p, _chat_logprobs(p, tokenizer)))
             )
-            return Events(events)
         answers = await service.finished(began, requests)
         choices = [
             schema.ChatChoice(
@@ -111,16 +108,12 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         service.check_model(asked.model)
         requests = await service.aside(partial(service.complete, asked))
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
-
         if asked.stream:
-            frame = Frame(schema.Completion(**head, choices=[], usage=None))
-            events = _events(
-                service.answers(began, requests, growing=True),
-                asked,
-                lambda index, piece: frame.event(text_piece(index, piece, _text_logprobs(piece, tokenizer))),
-                lambda answers: schema.Completion(**head, choices=[], usage=_usage(requests, answers)),
+            growing = service.answers(began, requests, growing=True)
+            chunk = partial(schema.Completion, **head, choices=[])
+            return Events(
+                _events(growing, asked, chunk, requests, lambda i, p: text_piece(i, p, _text_logprobs(p, tokenizer)))
             )
-            return Events(events)
         answers = await service.finished(began, requests)
         choices = [
             schema.CompletionChoice(
@@ -258,10 +251,20 @@ def _json(told: BaseModel) -> Response:
 async def _events(
     answers: AsyncGenerator[list[Answer]],
     asked: schema.Generated,
-    event: Callable[[int, Piece], str],
-    last: Callable[[list[Answer]], BaseModel],
+    chunk: Callable[..., schema.ChatChunk | schema.Completion],
+    requests: Sequence[Request],
+    choice: Callable[[int, Piece], str],
 ) -> AsyncGenerator[str]:
-    """Answers, piece by piece as they grow, as server-sent events."""
+    """Answers, piece by piece as they grow, as server-sent events.
+
+    Args:
+        answers: The states of the answers.
+        asked: What was asked for.
+        chunk: Makes an event without choices of its `usage`.
+        requests: Whose tokens are told as usage.
+        choice: Makes the JSON of an answer's piece, of the answer's number and the piece.
+    """
+    frame = Frame(chunk(usage=None))
     texts: dict[int, str] = {}
     choices: dict[int, int] = {}
     ended: set[int] = set()
@@ -274,12 +277,13 @@ async def _events(
                     new = text[len(texts.get(index, "")) :]
                     if index in ended or not (new or finish):
                         continue
-                    yield event(index, Piece(new, finish, answer.choices, choices.get(index, 0), index in texts))
+                    piece = Piece(new, finish, answer.choices, choices.get(index, 0), index in texts)
+                    yield frame.event(choice(index, piece))
                     texts[index], choices[index] = text, len(answer.choices or ())
                     if finish:
                         ended.add(index)
         if asked.stream_options is not None and asked.stream_options.include_usage:
-            yield f"data: {last(now).model_dump_json()}\n\n"
+            yield f"data: {chunk(usage=_usage(requests, now)).model_dump_json()}\n\n"
     except Exception as error:  # the status was sent long ago
         told = as_api_error(error)
         if told.status >= 500:

@@ -31,6 +31,11 @@ class PictureAugment:
         return picture
 
 
+def picture_augment(config: AugmentConfig) -> PictureAugment | None:
+    """What a Processor does to pictures in training; None where they stay as they are."""
+    return PictureAugment(config) if config.pictures else None
+
+
 def _cropped(picture: PIL.Image.Image, least: float) -> PIL.Image.Image:
     width, height = picture.size
     w, h = (max(1, round(side * random.uniform(least, 1.0))) for side in (width, height))
