@@ -176,7 +176,7 @@ class TrainConfig:
         epochs: Times through the data.
         steps: Instead of epochs: steps of the optimizer, through the data as often as it takes.
         seed: Of weights, order and made data.
-        precision: auto is bf16-mixed where the machine computes in it, else 32-true.
+        precision: auto is bf16-mixed on GPUs and CPUs (with AMX) that are quicker in it, else 32-true.
         checkpoint_activations: Hold only the inputs of blocks for the backward pass and compute the rest again there:
             far less memory, a third more time. Of the GPT, and of timm backbones that can.
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
