@@ -32,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_java() -> Iterator[None]:
+    """METEOR's program takes ten seconds to begin; the test of METEOR alone runs it, where there is Java."""
+    with pytest.MonkeyPatch.context() as patch:
+        which = shutil.which
+        patch.setattr(shutil, "which", lambda name, *rest: None if name == "java" else which(name, *rest))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["A red circle left of a blue square.", "What do you see and hear?"] * 4, 300)

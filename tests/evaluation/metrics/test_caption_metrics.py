@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import shutil
+from shutil import which  # as it is outside of tests
 
 import pytest
 from hypothesis import given, settings
@@ -67,7 +68,7 @@ def test_bleu_rouge_and_cider_are_those_of_coco_caption():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None, reason="needs the extra and Java"
+    importlib.util.find_spec("pycocoevalcap") is None or which("java") is None, reason="needs the extra and Java"
 )
 def test_meteor_is_that_of_coco_caption_also_where_a_caption_is_matched_whole(monkeypatch):
     from pycocoevalcap.meteor.meteor import Meteor
@@ -76,6 +77,7 @@ def test_meteor_is_that_of_coco_caption_also_where_a_caption_is_matched_whole(mo
     def unreachable():
         raise OSError("no network")
 
+    monkeypatch.setattr(shutil, "which", which)
     monkeypatch.setattr(spice, "get_stanford_models", unreachable)
     scores, left_out = java_scores(CANDIDATES, REFERENCES)
     assert scores["METEOR"].value == METEOR
