@@ -17,7 +17,7 @@ from mmgpt.batch import Batch
 from mmgpt.config import LossPer
 from mmgpt.data.loader import Step
 from mmgpt.distributed import gathered, summed
-from mmgpt.errors import TrainingError, shown
+from mmgpt.errors import DataError, TrainingError, shown
 from mmgpt.evaluation.metrics.captions import cider
 from mmgpt.evaluation.metrics.score import Score
 from mmgpt.evaluation.metrics.text import exact_match
@@ -133,6 +133,11 @@ class MultimodalModule(L.LightningModule):
             losses = {f"loss/{name}": loss for name, loss in self.meter.means().items() if name}
             rate = factor * self.optimizer.learning_rate
             self.log_dict({"loss": mean, **losses, "gradient": norm, "learning_rate": rate}, batch_size=step.count)
+
+    def on_train_epoch_end(self) -> None:
+        if not self.trainer.global_step:  # nor in any other process
+            first = f"; the first: {self.broken[0]}" if self.broken else ""
+            raise DataError(f"nothing could be learned from any sample{first}. `mmgpt data check` tells of all")
 
     def _loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
         """A batch's loss; of none, zero, made together with the other processes."""
