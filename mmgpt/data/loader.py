@@ -7,7 +7,10 @@ All that decides what a step holds is the seed, the place in the order and the d
 the same whatever the number of workers, and a run goes on from `Step.state` as if it had never stopped.
 """
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -114,6 +117,7 @@ class Loader(Iterable[Step]):
             batch_sampler=_Chunks(self),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_heed_the_parent_alone,
             collate_fn=list,
         )
 
@@ -253,6 +257,22 @@ class Encoded(Dataset[list[Example | Broken] | MmgptError]):
             return self.examples[key.number] if key.sample is None else self.examples.encode(key.sample)
         except MmgptError as error:
             return error
+
+
+def _heed_the_parent_alone(worker: int) -> None:
+    """Where all processes of a job are told to end at once (SIGTERM), those that train need their workers until the
+    step is done and kept, and then end them.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS cannot tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _start(epoch: int) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 python kills.py '[["CONFIG.yaml", "SIGKILL", [["loss", 7, "all"], ["state", 2, "all"], ...]], ...]'
 
 For each run the configuration, the signal, and when it comes: a function, which of its calls is not survived, and which
-processes of a run of several are struck: the first, the second (by its own calls), or all. The last child of a run, or
-the last children of several processes, are left alone. Forking is quicker than importing torch again for each.
+processes are struck: the first, the second (by its own calls), or all, with the data workers of the first. The last
+child of a run, or the last children of several processes, are left alone. Forking is quicker than importing torch again
+for each.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import datasets  # noqa: F401  so that children need not import these
 import timm  # noqa: F401
@@ -38,14 +41,18 @@ PLACES = {
 HANGS = 120  # seconds after which processes that wait for each other in vain are ended
 
 
-def deadly(place: str, call: int, struck: Iterable[int], how: signal.Signals) -> None:
+def deadly(place: str, call: int, others: Sequence[int] | None, how: signal.Signals) -> None:
+    """Strike this process in that call; unless they are None, these others and all data workers before it."""
     owner, name = PLACES[place]
     function, calls = getattr(owner, name), []
 
     def instead(*args, **kwargs):
         calls.append(1)
         if len(calls) == call:
-            for process in struck:
+            workers = [] if others is None else [str(worker.pid) for worker in multiprocessing.active_children()]
+            if workers:  # by another process: they heed their parent in a way of their own
+                subprocess.run(["sh", "-c", f"kill -{how:d} {' '.join(workers)}; sleep 0.3"], check=True)
+            for process in (*(others or ()), os.getpid()):
                 os.kill(process, how)
         return function(*args, **kwargs)
 
@@ -74,7 +81,7 @@ def children(config: TrainConfig, how: signal.Signals, place: str = "", call: in
             if config.devices > 1:
                 as_torchrun(rank, config.devices, port)
             if place and rank == (who == "second"):
-                deadly(place, call, [*(started if who == "all" else ()), os.getpid()], how)
+                deadly(place, call, started if who == "all" else None, how)
             try:
                 train(config)
             except SystemExit as stop:

@@ -73,7 +73,7 @@ def ended(tmp_path_factory) -> dict[tuple[str, str], Ended]:
             ("drop", 6),
             ("loss", moments.randint(4, 7)),
         ],
-        "SIGTERM": [("loss", 3), ("loss", 2), ("validation", 1), ("validation", 1), ("validation", 8)],
+        "SIGTERM": [("loss", 3), ("loss", 2, "all"), ("validation", 1), ("validation", 1), ("validation", 8)],
         "never": [],
     }
     kills_of_two = {
