@@ -18,7 +18,7 @@ from fastapi import FastAPI, Form
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mmgpt.generation import Answer, Choice, Request, settled
@@ -34,6 +34,13 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data: blob:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": schema.Refusal, "description": "What is wrong with the request, or that now is not the time."},
+    "5XX": {"model": schema.Refusal, "description": "The server is about to end, or failed."},
+}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "The answer; with stream=true its chunks as events."}
 }
 log = logging.getLogger(__name__)
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -60,7 +67,7 @@ def build_app(service: Service, keys: Keys, origins: Sequence[str] = ()) -> ASGI
         origins: Web pages that may ask from a browser; "*" for all.
     """
     # The pages that show the API would load scripts from other servers; its description is at /openapi.json.
-    app = FastAPI(title="mmgpt", docs_url=None, redoc_url=None)
+    app = FastAPI(title="mmgpt", docs_url=None, redoc_url=None, responses=REFUSALS)
     tell_errors(app)
     _add_answers(app, service)
     _add_others(app, service)
@@ -75,7 +82,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     """The endpoints that ask the GPT."""
     tokenizer = service.tokenizer
 
-    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion)
+    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, responses=STREAMED)
     async def chat(asked: schema.ChatRequest) -> Response:
         """Answer a conversation of texts, pictures, sounds and videos."""
         began = time.monotonic()
@@ -101,7 +108,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         ]
         return _json(schema.ChatCompletion(**head, choices=choices, usage=_usage(requests, answers)))
 
-    @app.post("/v1/completions", response_model=schema.Completion)
+    @app.post("/v1/completions", response_model=schema.Completion, responses=STREAMED)
     async def complete(asked: schema.CompletionRequest) -> Response:
         """Go on with texts."""
         began = time.monotonic()
@@ -126,7 +133,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         ]
         return _json(schema.Completion(**head, choices=choices, usage=_usage(requests, answers)))
 
-    @app.post("/v1/audio/transcriptions", response_model=schema.Transcription)
+    @app.post(
+        "/v1/audio/transcriptions",
+        response_model=schema.Transcription,
+        responses={200: {"content": {"text/plain": {}}, "description": "What is said."}},
+    )
     async def transcribe(asked: Annotated[schema.TranscriptionRequest, Form()]) -> Response | schema.Transcription:
         """Write down what is said in a sound."""
         began = time.monotonic()
@@ -172,14 +183,14 @@ def _add_others(app: FastAPI, service: Service) -> None:
         service.check_model(name)
         return model
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
+    @app.get("/health", responses={503: {"model": schema.Health, "description": "The server is about to end."}})
+    async def health(response: Response) -> schema.Health:
         """200 as long as requests are taken, else 503."""
         if service.draining:
-            return JSONResponse({"status": "draining"}, 503)
-        return JSONResponse({"status": "ok"})
+            response.status_code = 503
+        return schema.Health(status="draining" if service.draining else "ok")
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}, "description": "Counts and times."}})
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,10 +3,21 @@
 A parameter that is not here is refused by its name, since to ignore it would answer another question than was asked.
 """
 
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from fastapi import UploadFile
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 
 def _listed(value: Any) -> Any:
@@ -70,6 +81,60 @@ class Generated(Asked):
         return self
 
 
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Address(BaseModel):
+    url: str = Field(description="data:...;base64,..., or http(s):// of a host that this server fetches from.")
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: Address
+
+
+class VideoPart(BaseModel):
+    type: Literal["video_url"]
+    video_url: Address
+
+
+class Sound(BaseModel):
+    data: str = Field(description="Base64 of a file.")
+    format: str | None = Field(None, description="What the file tells itself.")
+
+
+class AudioPart(BaseModel):
+    type: Literal["input_audio"]
+    input_audio: Sound
+
+
+AnyPart: TypeAlias = TextPart | ImagePart | VideoPart | AudioPart
+
+
+class Turn(BaseModel):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Annotated[AnyPart, Field(discriminator="type")]], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Has the API's description tell of a type what is read by a parser of ours (mmgpt.chat_format)."""
+
+    kind: Any
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(TypeAdapter(self.kind).core_schema)
+
+
+Messages: TypeAlias = Annotated[
+    list[dict[str, Any]], Field(min_length=1), Described(Annotated[list[Turn], Field(min_length=1)])
+]
+
+
 class JSONSchema(Strict):
     name: str
     description: str = ""
@@ -95,18 +160,15 @@ class ResponseFormat(Strict):
 
 
 class ChatRequest(Generated):
-    """A conversation to answer.
+    """A conversation to answer."""
 
-    Contents are texts, or lists of parts of type text, image_url and video_url (with data: URLs) and input_audio.
-    """
-
-    messages: list[dict[str, Any]] = Field(
-        min_length=1, examples=[[{"role": "user", "content": "What do you see and hear?"}]]
-    )
+    messages: Messages = Field(examples=[[{"role": "user", "content": "What do you see and hear?"}]])
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    choices: list[str] = Field([], description="The answer is one of these. Not of OpenAI's API.")
+    regex: str | None = Field(None, description="The whole answer matches it. Not of OpenAI's API.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,7 +190,7 @@ class CompletionRequest(Generated):
 class ExplanationRequest(Asked):
     """A conversation with media, and an answer to it of which each word is to be explained. Not of OpenAI's API."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Messages
     answer: str = Field(min_length=1)
 
 
@@ -148,6 +210,19 @@ class TranscriptionRequest(Strict):
     model: str | None = None
     response_format: Literal["json", "text"] = "json"
     temperature: float = Field(0.0, ge=0, le=2)
+
+
+class Fault(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+    param: str | None = Field(description="The parameter at fault.")
+    code: str | None = Field(description="What programs go by.")
+
+
+class Refusal(BaseModel):
+    """An error, as OpenAI's API tells it."""
+
+    error: Fault
 
 
 class Usage(BaseModel):
@@ -274,6 +349,10 @@ class Embeddings(BaseModel):
 
 class Transcription(BaseModel):
     text: str
+
+
+class Health(BaseModel):
+    status: Literal["ok", "draining"]
 
 
 class Model(BaseModel):

@@ -45,7 +45,7 @@ T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
 BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
-SCHEMA_CHARACTERS = 1 << 16
+CONSTRAINT_CHARACTERS = 1 << 16  # of a JSON schema, or of what else answers keep to
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
 FILTERED = "content_filter"
@@ -173,13 +173,17 @@ class Service:
         self._check_answers()
         conversation = self._conversation(asked.messages)
         schema = asked.response_format.schema_of_answers if asked.response_format is not None else None
-        if len(json.dumps(schema)) > SCHEMA_CHARACTERS:
-            raise APIError(400, f"the schema has over {SCHEMA_CHARACTERS:,} characters", "response_format")
+        constraints = {"response_format": schema, "choices": asked.choices, "regex": asked.regex}
+        for name, constraint in constraints.items():
+            if len(json.dumps(constraint)) > CONSTRAINT_CHARACTERS:
+                raise APIError(400, f"{name} has over {CONSTRAINT_CHARACTERS:,} characters", name)
         decoding = self._decoding(
             asked,
             asked.max_completion_tokens or asked.max_tokens,
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
             json_schema=schema,
+            choices=tuple(asked.choices),
+            regex=asked.regex,
         )
         return conversation, decoding
 

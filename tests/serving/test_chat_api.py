@@ -1,11 +1,13 @@
 """Answers through the official client: those that the model gives alone, whole and in pieces."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 from servers import audio_part, image_part, mp4, png, running, text_part, user, video_part, wav
 from tiny import tiny_config
 
@@ -166,6 +168,15 @@ def test_an_answer_keeps_to_a_schema(client):
     assert done.choices[0].message.content.startswith("{")
 
 
+def test_an_answer_is_one_of_the_choices_or_matches_the_pattern(client):
+    def ask(**extra) -> str:
+        asked = {"messages": user(image_part(png(0))), "max_tokens": 60, "extra_body": extra}
+        return client.chat.completions.create(model="tiny", **asked).choices[0].message.content
+
+    assert {ask(choices=["red", "dark blue"]) for _ in range(8)} == {"red", "dark blue"}
+    assert re.fullmatch(r"[a-c]{3}-[0-9]", ask(regex="[a-c]{3}-[0-9]"))
+
+
 def test_an_answer_of_the_assistant_can_be_sent_back_and_developers_are_the_system(client, assistant):
     messages = [{"role": "developer", "content": "Be brief."}, *user(text_part("What?"))]
     first = client.chat.completions.create(model="tiny", messages=messages, **DRAWN).choices[0].message
@@ -228,7 +239,22 @@ def test_the_api_describes_itself(server):
     assert {"/v1/chat/completions", "/v1/completions", "/v1/audio/transcriptions", "/v1/embeddings"} <= set(
         described["paths"]
     )
-    assert "temperature" in described["components"]["schemas"]["ChatRequest"]["properties"]
+
+    def told(name: str, value: object) -> bool:
+        return Draft202012Validator({**described, "$ref": f"#/components/schemas/{name}"}).is_valid(value)
+
+    parts = [text_part("a"), image_part(png(0)), audio_part(wav(0)), video_part(b"")]
+    assert told("ChatRequest", {"messages": user(*parts), "temperature": 1.0})
+    assert told("ChatRequest", {"messages": [{"role": "system", "content": "a"}]})
+    unknown = [*(user({"type": kind}) for kind in ("file", "image_url")), user(), []]
+    for messages in unknown:
+        assert not told("ChatRequest", {"messages": messages})
+        refused = server.http.post("/v1/chat/completions", json={"messages": messages})
+        assert refused.status_code == 400
+        assert told("Refusal", refused.json())
+    for operation in (one for path in described["paths"].values() for one in path.values()):
+        assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
+        assert "422" not in operation["responses"]  # FastAPI's own, which never comes
 
 
 def test_metrics_count_requests_tokens_and_times(assistant):

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import openai
 import pytest
+import trustme
 from servers import png, running, text_part, user
 
 from mmgpt.errors import MediaError
@@ -54,14 +56,34 @@ class Site(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[int]:
+    """The port at which it serves meanwhile."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Site)) as port:
+        yield f"http://site.test:{port}"
+
+
+@contextmanager
+def secured(authority: trustme.CA, name: str) -> Iterator[str]:
+    """The site's address by https, with a certificate for this name."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://site.test:{server.server_port}"
-    server.shutdown()
-    thread.join()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server) as port:
+        yield f"https://site.test:{port}"
 
 
 @pytest.fixture
@@ -112,6 +134,22 @@ def test_a_picture_is_fetched_directly_and_over_redirects(site, names):
     assert fetcher(site)(f"{site}/a.png") == png(1)
     assert fetcher(site)(f"{site}/to//a.png") == png(1)
     assert fetcher(site, ["*.test"])(f"{site}/to/{site}/b.png") == png(1)
+
+
+def test_https_is_of_the_name_in_the_address_though_the_connection_goes_to_a_checked_one(names, monkeypatch, tmp_path):
+    authority = trustme.CA()
+    with secured(authority, "site.test") as site:
+        with pytest.raises(MediaError, match=r"cannot be fetched \(ConnectError\)"):
+            fetcher(site)(f"{site}/a.png")  # whoever made that certificate
+        authority.cert_pem.write_to_path(tmp_path / "authorities.pem")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+        assert fetcher(site)(f"{site}/a.png") == png(1)
+        assert fetcher(site)(f"{site}/to//a.png") == png(1)
+    with (
+        secured(authority, "other.test") as site,
+        pytest.raises(MediaError, match=r"cannot be fetched \(ConnectError\)"),
+    ):
+        fetcher(site)(f"{site}/a.png")
 
 
 @pytest.mark.parametrize(
