@@ -115,8 +115,8 @@ def request(number: int) -> Request:
     parts, prompt = [], []
     if kind == 0:
         data = picture(number)
-        url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        parts, prompt = [{"type": "image_url", "image_url": {"url": url}}], [mmgpt.Image(data)]
+        parts = [{"type": "image_url", "image_url": {"url": _data_url(data, "image/jpeg")}}]
+        prompt = [mmgpt.Image(data)]
     elif kind == 1:
         data = sound(number)
         audio = {"data": base64.b64encode(data).decode(), "format": "wav"}
@@ -127,38 +127,59 @@ def request(number: int) -> Request:
     return Request(body, [*prompt, question])
 
 
-def hostile(number: int) -> tuple[bytes, bool]:
-    """The bytes of a body that must be refused, and whether its sender goes away before it is answered."""
-    good = request(3 * number).body
-    part = good["messages"][0]["content"][0]
+@dataclass(frozen=True)
+class Attack:
+    """A request that must be refused, or whose sender `leaves` before it is answered."""
 
-    def with_picture(data: bytes) -> bytes:
-        part["image_url"]["url"] = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        return json.dumps(good).encode()
+    body: bytes
+    path: str = "/v1/chat/completions"
+    kind: str = "application/json"
+    leaves: bool = False
+
+
+def hostile(number: int) -> Attack:
+    """Damaged, huge and false media, broken JSON and forms, too much of everything, and senders that leave, in turn."""
+    good = request(3 * number).body
+    chance = np.random.default_rng(number)
+
+    def asking(*content: Any, **changes: Any) -> Attack:
+        return Attack(json.dumps(good | {"messages": [{"role": "user", "content": list(content)}]} | changes).encode())
+
+    def showing(data: bytes, kind: str = "image") -> Attack:
+        return asking({"type": f"{kind}_url", f"{kind}_url": {"url": _data_url(data, f"{kind}/any")}})
+
+    def playing(data: bytes) -> Attack:
+        return asking({"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode()}})
+
+    def form(data: bytes) -> bytes:
+        head = b'--limit\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        return head + data + b"\r\n--limit--\r\n"
 
     huge = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0" + bytes(40)
-    kinds: list[Callable[[], bytes]] = [
-        lambda: with_picture(picture(number)[:400]),
-        lambda: with_picture(huge),
-        lambda: with_picture(np.random.default_rng(number).bytes(2000)),
-        lambda: json.dumps(good).encode()[:-30],
-        lambda: json.dumps(good | {"messages": [{"role": "user", "content": "word " * 5000}]}).encode(),
-        lambda: json.dumps(good | {"max_tokens": 10**9}).encode(),
-        lambda: json.dumps(
-            good
-            | {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}],
-                    }
-                ]
-            }
-        ).encode(),
-        lambda: json.dumps(request(number % KINDS).body).encode(),
+    endless = b"RIFF\xff\xff\xff\xffWAVEfmt " + sound(0)[16:40] + b"\xff\xff\xff\x7f" + bytes(64)
+    transcriptions, multipart = "/v1/audio/transcriptions", "multipart/form-data; boundary=limit"
+    kinds: list[Callable[[], Attack]] = [
+        lambda: showing(picture(number)[:400]),
+        lambda: showing(huge),
+        lambda: showing(chance.bytes(2000)),
+        lambda: showing(chance.bytes(2000), "video"),
+        lambda: showing(b"\0\0\0\x18ftypisom" + chance.bytes(4000), "video"),
+        lambda: playing(chance.bytes(2000)),
+        lambda: playing(endless[: 30 + number % 60]),
+        lambda: Attack(form(chance.bytes(3000)), transcriptions, multipart),
+        lambda: Attack(form(sound(number))[: 40 + number % 400], transcriptions, multipart),
+        lambda: Attack(json.dumps(good).encode()[:-30]),
+        lambda: asking({"type": "text", "text": "word " * 5000}),
+        lambda: asking({"type": "text", "text": "What?"}, max_tokens=10**9),
+        lambda: asking({"type": "text", "text": "What?"}, regex="(a{1,999}){1,999}" * 99),
+        lambda: asking({"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}),
+        lambda: Attack(json.dumps(request(number % KINDS).body).encode(), leaves=True),
     ]
-    kind = number % len(kinds)
-    return kinds[kind](), kind == len(kinds) - 1
+    return kinds[number % len(kinds)]()
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 class Server:
@@ -178,9 +199,11 @@ class Server:
         return self.log.read_text("utf-8")
 
     def memory(self) -> float:
-        """Resident megabytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+        """Resident megabytes, with those of the processes that decode."""
+        own = self.process.pid
+        children = map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())
+        told = (Path(f"/proc/{process}/status").read_text() for process in (own, *children))
+        return sum(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) for status in told) / 1024  # type: ignore[index]
 
     def close(self) -> None:
         self.process.terminate()
@@ -348,14 +371,12 @@ def soak(model: str, count: int) -> None:
                 print(f"{i:7} requests, {memory[-1]:7.1f} MB", flush=True)
 
         async def attack(client: httpx.AsyncClient, number: int) -> str:
-            body, leaves = hostile(number)
-            headers = {"content-type": "application/json"}
-            async with client.stream(
-                "POST", f"{server.address}/v1/chat/completions", content=body, headers=headers
-            ) as reply:
-                if not leaves:
+            sent = hostile(number)
+            headers = {"content-type": sent.kind}
+            async with client.stream("POST", server.address + sent.path, content=sent.body, headers=headers) as reply:
+                if not sent.leaves:
                     await reply.aread()
-            return "left" if leaves else str(reply.status_code)
+            return "left" if sent.leaves else str(reply.status_code)
 
         began = time.perf_counter()
         asyncio.run(together(16, count, work))
