@@ -70,14 +70,15 @@ def assistant(model: MultimodalGPT, tokenizer: Tokenizer) -> Assistant:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """A real one."""
+    """A real one, whose microphone hears beeps and may be used unasked."""
     from playwright.sync_api import sync_playwright
 
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"there is none of {', '.join(BROWSERS)} on this machine")
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *microphone])
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import PIL.Image
+import pytest
 import uvicorn
 
 from mmgpt.assistant import Assistant
@@ -81,6 +82,14 @@ def running(
         server.should_exit = server.force_exit = True
         thread.join(20)
         service.close()
+
+
+def held(monkeypatch: pytest.MonkeyPatch, server: Running) -> threading.Event:
+    """The engine makes no step until the event is set, so that a test may look at what is under way."""
+    free, engine = threading.Event(), server.service.worker.engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (free.wait(0.02), step()) if not free.is_set() else step())
+    return free
 
 
 def png(seed: int, size: int = 40) -> bytes:

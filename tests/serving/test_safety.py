@@ -3,14 +3,13 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import audio_part, image_part, png, running, text_part, user, wav
+from servers import audio_part, held, image_part, png, running, text_part, user, wav
 
 from mmgpt.errors import ConfigError
 from mmgpt.serving import gate, service
@@ -299,14 +298,6 @@ def test_what_is_sent_comes_back_as_no_page(strict, method, path, sent):
         kind = answer.headers["Content-Type"].partition(";")[0]
         assert kind in ("application/json", "text/event-stream", "text/plain")
         assert answer.headers.get_list("X-Content-Type-Options") == ["nosniff"]
-
-
-def held(monkeypatch, server) -> threading.Event:
-    """The engine makes no step until the event is set, so that a test may look at what is under way."""
-    free, engine = threading.Event(), server.service.worker.engine
-    step = engine.step
-    monkeypatch.setattr(engine, "step", lambda: (free.wait(0.02), step()) if not free.is_set() else step())
-    return free
 
 
 @pytest.mark.parametrize("stream", [True, False])
