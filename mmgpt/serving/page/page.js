@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 let messages = []; // the conversation, as the API has it
 let attached = []; // files to send with the next message
 let running = null; // what stops the answer under way
+let recorder = null; // of the sound under way
 
 const headers = () => ($("key").value ? { Authorization: `Bearer ${$("key").value}` } : {});
 
@@ -13,6 +14,16 @@ async function failure(response) {
   } catch {
     return `the server answered ${response.status}`;
   }
+}
+
+async function ask(path, asked, signal) {
+  const headed = { "Content-Type": "application/json", ...headers() };
+  const sent = { method: "POST", headers: headed, body: JSON.stringify(asked), signal };
+  const response = await fetch(path, sent).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server does not answer");
+  });
+  if (!response.ok) throw new Error(await failure(response));
+  return response;
 }
 
 async function showModel() {
@@ -51,7 +62,10 @@ function view(file) {
 }
 
 function attach(files) {
-  for (const file of files) if (/^(image|audio|video)\//.test(file.type)) attached.push(file);
+  const known = (file) => /^(image|audio|video)\//.test(file.type);
+  attached.push(...[...files].filter(known));
+  const refused = [...files].filter((file) => !known(file)).map((file) => file.name);
+  $("note").textContent = refused.length ? `No picture, sound or video: ${refused.join(", ")}` : "";
   showAttached();
   $("text").focus();
 }
@@ -79,7 +93,6 @@ function showAttached() {
 }
 
 function addMessage(role, files = [], text = "") {
-  $("hint")?.remove();
   const message = document.createElement("div");
   message.className = `message ${role}`;
   const parts = document.createElement("div");
@@ -90,7 +103,7 @@ function addMessage(role, files = [], text = "") {
   said.textContent = text;
   message.append(parts, said);
   $("chat").append(message);
-  message.scrollIntoView({ block: "end" });
+  $("chat").parentElement.scrollTop = 0; // its end
   return message;
 }
 
@@ -109,51 +122,44 @@ async function* events(response) {
   }
 }
 
-async function answer() {
+async function answer(files, text) {
   const conversation = messages; // another one may begin meanwhile
-  const told = $("remember").checked ? conversation : conversation.slice(-1);
   const message = addMessage("assistant");
   const said = message.querySelector(".said");
-  message.classList.add("waiting");
+  message.setAttribute("aria-busy", "true");
   running = new AbortController();
   $("send").textContent = "Stop";
-  let text = "";
+  let told = [];
+  let answered = "";
   try {
-    const response = await fetch("v1/chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json", ...headers() },
-      body: JSON.stringify({
-        model: $("model").textContent,
-        messages: told,
-        stream: true,
-        temperature: Number($("temperature").value),
-        ...($("tokens").value && { max_completion_tokens: Number($("tokens").value) }),
-      }),
-      signal: running.signal,
-    });
-    if (!response.ok) throw new Error(await failure(response));
-    for await (const event of events(response)) {
+    const content = await Promise.all(files.map(asPart));
+    if (text) content.push({ type: "text", text });
+    told = [...($("remember").checked ? conversation : []), { role: "user", content }];
+    const asked = {
+      messages: told,
+      stream: true,
+      temperature: Number($("temperature").value),
+      ...($("tokens").value && { max_completion_tokens: Number($("tokens").value) }),
+    };
+    for await (const event of events(await ask("v1/chat/completions", asked, running.signal))) {
       if (event.error) throw new Error(event.error.message);
-      text += event.choices[0]?.delta.content ?? "";
-      said.textContent = text;
-      message.scrollIntoView({ block: "end" });
+      answered += event.choices[0]?.delta.content ?? "";
+      said.textContent = answered;
     }
   } catch (error) {
     if (error.name !== "AbortError") {
       message.classList.add("wrong");
       said.textContent = error.message;
-      text = "";
+      answered = "";
     }
-  } finally {
-    // What was not answered is no part of the conversation, so that it can go on.
-    if (text) conversation.push({ role: "assistant", content: text });
-    else conversation.pop();
-    if (text && told.some((one) => one.role === "user" && one.content.some((part) => part.type !== "text")))
-      offerExplanation(message, [...told].slice(0, told === conversation ? -1 : undefined), text);
-    message.classList.remove("waiting");
-    running = null;
-    $("send").textContent = "Send";
   }
+  // What was not answered is no part of the conversation, so that it can go on.
+  if (answered) conversation.push(told.at(-1), { role: "assistant", content: answered });
+  if (answered && told.some((one) => one.role === "user" && one.content.some((part) => part.type !== "text")))
+    offerExplanation(message, told, answered);
+  message.removeAttribute("aria-busy");
+  running = null;
+  $("send").textContent = "Send";
 }
 
 // What the answer was made of: a button below it, then each of its words with where the model looked for it.
@@ -163,16 +169,12 @@ function offerExplanation(message, told, text) {
   button.className = "why";
   button.textContent = "Where did it look?";
   button.onclick = async () => {
-    button.disabled = true;
+    button.onclick = null; // a disabled button would lose the focus
     button.textContent = "Looking …";
     try {
-      const response = await fetch("v1/explanations", {
-        method: "POST",
-        headers: { "Content-Type": "application/json", ...headers() },
-        body: JSON.stringify({ model: $("model").textContent, messages: told, answer: text }),
-      });
-      if (!response.ok) throw new Error(await failure(response));
-      showExplanation(message, (await response.json()).words);
+      const response = await ask("v1/explanations", { messages: told, answer: text });
+      const first = showExplanation(message, (await response.json()).words);
+      if (document.activeElement === button) first?.focus();
       button.remove();
     } catch (error) {
       button.textContent = error.message;
@@ -184,47 +186,46 @@ function offerExplanation(message, told, text) {
 function showExplanation(message, words) {
   const seen = document.createElement("div");
   seen.className = "seen";
-  const said = message.querySelector(".said");
+  const told = document.createElement("p");
+  // The same for all words: a picture keeps its place until the next one is there, and the words stay where they are.
+  const pictures = (words[0]?.pictures ?? []).map(() => document.createElement("img"));
+  seen.append(told, ...pictures);
+  const share = (value) => `${Math.round(100 * value)} %`;
   const buttons = words.map((word) => {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "word";
-    button.textContent = word.text.trim();
+    button.textContent = word.text.trimStart();
     button.onclick = button.onfocus = button.onmouseenter = () => {
       for (const other of buttons) other.setAttribute("aria-pressed", other === button);
-      const told = document.createElement("p");
-      const share = (value) => `${Math.round(100 * value)} %`;
-      told.textContent = `${share(word.probability)} likely, ${share(word.blind)} without what was sent`;
-      const pictures = word.pictures.map((source) => {
-        const picture = document.createElement("img");
-        picture.src = source;
+      told.textContent =
+        `${share(word.probability)} likely, ${share(word.blind)} without what was sent\nBright is where it looked`;
+      pictures.forEach((picture, i) => {
+        picture.src = word.pictures[i];
         picture.alt = `where it looked for ${word.text.trim()}`;
-        return picture;
       });
-      seen.replaceChildren(told, ...pictures);
     };
     return button;
   });
-  said.replaceChildren(...buttons.flatMap((button) => [button, " "]));
+  const spaced = (button, i) => [words[i].text.match(/^\s*/)[0], button];
+  message.querySelector(".said").replaceChildren(...buttons.flatMap(spaced));
   message.append(seen);
   buttons[0]?.onclick();
-  message.scrollIntoView({ block: "end" });
+  return buttons[0];
 }
 
 $("form").onsubmit = async (event) => {
   event.preventDefault();
   if (running) return running.abort();
+  if (recorder) await recorded();
   const text = $("text").value.trim();
   const files = attached;
   if (!text && !files.length) return;
-  const content = await Promise.all(files.map(asPart));
-  if (text) content.push({ type: "text", text });
-  messages.push({ role: "user", content });
   addMessage("user", files, text);
   attached = [];
   showAttached();
-  $("text").value = "";
-  await answer();
+  $("text").value = $("note").textContent = "";
+  await answer(files, text);
 };
 
 $("text").onkeydown = (event) => {
@@ -244,7 +245,8 @@ $("clear").onclick = () => {
   messages = [];
   attached = [];
   showAttached();
-  $("chat").replaceChildren();
+  $("note").textContent = "";
+  for (const message of document.querySelectorAll(".message")) message.remove();
   $("text").focus();
 };
 
@@ -266,10 +268,18 @@ document.onpaste = (event) => {
   if (event.clipboardData.files.length) attach(event.clipboardData.files);
 };
 
-let recorder = null;
+// The end of a recording; its sound is attached then.
+function recorded() {
+  return new Promise((resolve) => {
+    recorder.addEventListener("stop", resolve);
+    recorder.stop();
+  });
+}
+
 $("record").onclick = async () => {
-  if (recorder) return recorder.stop();
+  if (recorder) return recorded();
   try {
+    if (!navigator.mediaDevices) throw new Error("browsers allow it over https or at localhost alone");
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     const pieces = [];
     recorder = new MediaRecorder(stream);
@@ -285,7 +295,7 @@ $("record").onclick = async () => {
     $("record").setAttribute("aria-pressed", "true");
   } catch (error) {
     recorder = null;
-    addMessage("assistant wrong", [], `no sound can be recorded: ${error.message}`);
+    $("note").textContent = `No sound can be recorded: ${error.message}`;
   }
 };
 
