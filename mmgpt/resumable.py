@@ -2,8 +2,11 @@
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from rich.text import Text
 
 from mmgpt.errors import ConfigError
 from mmgpt.files import atomic_write
+
+TELLING = 30.0  # seconds from one line of progress to the next, where there is no terminal
 
 
 def agree(path: Path, settings: Mapping[str, Any], answers: Path) -> None:
@@ -67,10 +72,33 @@ def as_json(value: Any) -> bytes:
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} a second", style="progress.data.speed")
+        return Text(_speed(task), style="progress.data.speed")
 
 
-def progress_bar() -> Progress:
-    """Of work of many equal pieces: how many are done, how fast, and the time left. On stderr, gone when it is done."""
-    told = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    return Progress(*told, console=Console(stderr=True), transient=True)
+def _speed(task: Task) -> str:
+    return "" if task.speed is None else f"{task.speed:.1f} a second"
+
+
+@contextmanager
+def progress(what: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+    """Tells on stderr how many of `total` equal pieces of work are done, how fast it goes, and the time left.
+
+    On a terminal it is a bar, which is gone at the end; elsewhere a line now and then. What it gives is to be called
+    after each piece.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    settings = {"transient": True, "disable": not console.is_terminal, "get_time": time.monotonic}
+    told = time.monotonic()
+    with Progress(*columns, console=console, **settings) as bar:
+        bar.add_task(what, total=total, completed=done)
+        [task] = bar.tasks
+
+        def advance() -> None:
+            nonlocal told
+            bar.advance(task.id)
+            if not console.is_terminal and (now := time.monotonic()) - told >= TELLING:
+                told, left = now, timedelta(seconds=round(task.time_remaining or 0))
+                print(f"{what}: {task.completed:,.0f} of {total:,}, {_speed(task)}, {left} left", file=sys.stderr)
+
+        yield advance

@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from mmgpt.assistant import load
 from mmgpt.bulk.local import Picture, described
 from mmgpt.data.pictures import Pictures
 from mmgpt.evaluation.asking import settings_of
 from mmgpt.generation import Decoding
-from mmgpt.resumable import agree, as_json, held, progress_bar
+from mmgpt.resumable import agree, as_json, held, progress
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def caption_all(
         if (first := next(missing, None)) is None:
             return Captioned(counts[True], counts[False], before)
         missing, total = chain([first], missing), sum(source.count for source in pictures)
-        bar = stack.enter_context(progress_bar())
-        task = bar.add_task("describing", total=total, completed=before)
+        advance = stack.enter_context(progress("describing", total, before))
         if engine == "ray":
             from mmgpt.bulk.ray import Worker, described_on_ray
 
@@ -88,7 +88,7 @@ def caption_all(
             has_caption = "caption" in record
             (told if has_caption else lost).write(as_json(record) + b"\n")
             counts[has_caption] += 1
-            bar.advance(task)
+            advance()
     return Captioned(counts[True], counts[False], before)
 
 
@@ -100,11 +100,12 @@ def _missing(pictures: Sequence[Pictures], done: set[bytes]) -> Iterator[Picture
             yield name, image
 
 
-def _names(file: BinaryIO) -> set[bytes]:
+def _names(file: FileIO) -> set[bytes]:
     """The marks of the pictures in whole lines of a file; what follows these is cut off."""
     found, size = set[bytes](), 0
     file.seek(0)
-    for line in file:
+    lines = BufferedReader(file)
+    for line in lines:
         try:
             mark = _mark(json.loads(line)["image"])
         except (ValueError, TypeError, KeyError):
@@ -113,6 +114,7 @@ def _names(file: BinaryIO) -> set[bytes]:
             break
         found.add(mark)
         size += len(line)
+    lines.detach()  # else it would close the file
     file.truncate(size)
     return found
 

@@ -42,7 +42,7 @@ from mmgpt.evaluation.retrieval import Search, search
 from mmgpt.evaluation.runner import beside, measured, media_of, request_of
 from mmgpt.files import atomic_write
 from mmgpt.generation import Decoding
-from mmgpt.resumable import agree, as_json, held, progress_bar
+from mmgpt.resumable import agree, as_json, held, progress
 from mmgpt.run_config import DataConfig
 from mmgpt.stored import Stored
 from mmgpt.tasks import RETRIEVE, TASKS, few_shot
@@ -350,9 +350,8 @@ def _all_lines(
     )
     answers = sorted({answer for sample in samples for answer in sample.references}) if exam.choose else []
     found = _found(assistant, asked, exam, answers)
-    with path.open("ab", buffering=0) as file, progress_bar() as progress:
+    with path.open("ab", buffering=0) as file, progress("asking", len(samples), len(lines)) as advance:
         file.truncate(size)  # of what was half written when it was killed
-        bar = progress.add_task("asking", total=len(samples), completed=len(lines))
         for i in range(len(lines), len(samples)):
             line = _asked(samples[i]) | {"truths": samples[i].votes or samples[i].references}
             line |= {"kinds": dict(samples[i].kinds)} if samples[i].kinds else {}
@@ -361,7 +360,7 @@ def _all_lines(
                 line |= {name: _said(one)} if isinstance(one, Answered) else {f"{name}_failed": one.reason}
             file.write(as_json(line) + b"\n")
             lines.append(line)
-            progress.advance(bar)
+            advance()
     return lines
 
 
