@@ -1,5 +1,6 @@
 """mmgpt eval: a checkpoint's answers to a data set, their scores and a report."""
 
+from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any, get_args
 
 from mmgpt.cli import options
@@ -12,50 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    formats = ", ".join(get_args(FileFormat))
-    parser = options.parser(
-        "eval",
-        "Ask a model a whole data set, beside each question the same one with the media shuffled, and score its "
-        "answers. What was begun in --out is gone on with.",
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a trained model, or one of the Hub; several are compared"
-    )
-    parser.add_argument("--data", required=True, metavar="PATH", help="the folder or file to read")
-    parser.add_argument(
-        "--format",
-        choices=get_args(FileFormat),
-        metavar="FORMAT",
-        help=f"of the data (default: what the names of its files tell): {formats}",
-    )
-    parser.add_argument("--split", default="dev", metavar="NAME", help="which part of the data (default: %(default)s)")
-    parser.add_argument(
-        "--task",
-        choices=(*TASKS, RETRIEVE),
-        metavar="TASK",
-        help=f"score the answers as those of this task: {', '.join(TASKS)}; or of a model that pairs: {RETRIEVE}",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="most samples, spread over the split")
-    parser.add_argument(
-        "--choose", action="store_true", help="take the likeliest of the answers that the data has: to classify"
-    )
-    parser.add_argument(
-        "--shots",
-        type=int,
-        default=0,
-        metavar="N",
-        help="so many samples of the train part, with their answers, stand before each question (default: 0)",
-    )
-    parser.add_argument("--wordnet", metavar="DIR", help="WordNet's files: answers to questions get WUPS too")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where answers, scores and report go (default: runs/eval/MODEL, "
-        "or runs/eval for several, each in a folder of its own)",
-    )
-    options.add_how(parser)
-    options.add_decoding(parser)
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit: must be a whole number from 1 on, not {args.limit}")
     if args.shots < 0:
@@ -106,6 +64,53 @@ def main(arguments: list[str]) -> None:
     else:
         print_scores(one.scores, list(one.failed.values()), str(out / "results.json"))
         print(f"\nreport: {out / 'report.html'} (open it in a browser)")
+
+
+def _parser() -> ArgumentParser:
+    formats = ", ".join(get_args(FileFormat))
+    parser = options.parser(
+        "eval",
+        "Ask a model a whole data set, beside each question the same one with the media shuffled, and score its "
+        "answers. What was begun in --out is gone on with.",
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a trained model, or one of the Hub; several are compared"
+    )
+    parser.add_argument("--data", required=True, metavar="PATH", help="the folder or file to read")
+    parser.add_argument(
+        "--format",
+        choices=get_args(FileFormat),
+        metavar="FORMAT",
+        help=f"of the data (default: what the names of its files tell): {formats}",
+    )
+    parser.add_argument("--split", default="dev", metavar="NAME", help="which part of the data (default: %(default)s)")
+    parser.add_argument(
+        "--task",
+        choices=(*TASKS, RETRIEVE),
+        metavar="TASK",
+        help=f"score the answers as those of this task: {', '.join(TASKS)}; or of a model that pairs: {RETRIEVE}",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="most samples, spread over the split")
+    parser.add_argument(
+        "--choose", action="store_true", help="take the likeliest of the answers that the data has: to classify"
+    )
+    parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="so many samples of the train part, with their answers, stand before each question (default: 0)",
+    )
+    parser.add_argument("--wordnet", metavar="DIR", help="WordNet's files: answers to questions get WUPS too")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where answers, scores and report go (default: runs/eval/MODEL, "
+        "or runs/eval for several, each in a folder of its own)",
+    )
+    options.add_how(parser)
+    options.add_decoding(parser)
+    return parser
 
 
 def _told(one: "Examined") -> dict[str, Any]:

@@ -193,13 +193,15 @@ def examine(exam: Exam, out: Path) -> Examined:
 def _examine_retrieval(exam: Exam, out: Path) -> Examined:
     samples = exam.samples()
     settings = _settings(exam, samples, [])
-    searches, failed = search(load(exam.model, int8=exam.int8), samples)
-    if not searches:
-        raise DataError(f"{exam.path}: no sample is of one medium alone and what is said of it, so there are no pairs")
-    scores = [score for one in searches for score in one.scores()]
     out.mkdir(parents=True, exist_ok=True)
     with held(out / ".lock"):
         agree(out / "settings.json", settings, out / "results.json")
+        searches, failed = search(load(exam.model, int8=exam.int8), samples)
+        if not searches:
+            raise DataError(
+                f"{exam.path}: no sample is of one medium alone and what is said of it, so there are no pairs"
+            )
+        scores = [score for one in searches for score in one.scores()]
         _write(out / "results.json", _results(settings, samples, scores, failed))
         write_retrieval_report(out / "report.html", settings, scores, searches, samples, failed)
     return Examined(exam.model, scores, {}, failed, searches)

@@ -134,38 +134,17 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         train_samples, learner, accumulate=config.accumulate, shuffle=data.shuffle, seed=config.seed, **sizes
     )
     val_loader = Loader(val_samples, processor, **sizes)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     count = len(train_samples) if isinstance(train_samples, Sequence) else None
-    print(
-        f"{parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens in the vocabulary; "
-        f"{'a stream of' if count is None else f'{count:,}'} samples to train on, {len(val_samples):,} to validate on",
-        flush=True,
-    )
-    print_parts(model, config.optimizer)
-    if isinstance(train_samples, Mixture):
-        for share in train_samples.shares():
-            print(
-                f"  {share.source}: {share.samples:,} samples, {share.weight:.1%} of the draws, "
-                f"{share.epochs:.2f} times through it in an epoch of the mixture",
-                flush=True,
-            )
+    _announce(model, data, count, config)
     checkpoints = KeepCheckpoints(out, tokenizer, record(config, count))
     shown = SHOWN if model.config.answers else 0
     averages = None if config.ema is None else AverageWeights(config.ema)
     state = KeepState(
         out, config.save_every, config.keep, decisive, checkpoints, loader, averages, resume=config.resume
     )
-    trainer = L.Trainer(
-        **processes(config),
-        precision=precision(config.precision),
-        max_epochs=config.epochs if config.steps is None else -1,
-        max_steps=config.steps or -1,
-        val_check_interval=config.val_every or None,
-        check_val_every_n_epoch=None if config.val_every else 1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=LOGGED,
-        logger=[CSVLogger(save_dir=out, name="", version=""), *_loggers(config)],
-        callbacks=[
+    trainer = _trainer(
+        config,
+        [
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
             *([] if averages is None else [averages]),
@@ -174,9 +153,6 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             EndTogether(),
             *callbacks,
         ],
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
     )
     try:
         with told_as_data_error():  # here too: torch tells of a worker's death wherever this process is
@@ -193,6 +169,43 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     if trainer.is_global_zero:
         save_finished(out, {"config": decisive, "seconds": round(state.seconds, 1), "broken": broken})
     return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)
+
+
+def _announce(model: MultimodalGPT, data: Data, count: int | None, config: TrainConfig) -> None:
+    """Tell what will be trained on what: `count` samples, or a stream."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{parameters / 1e6:.2f} M parameters, {len(data.tokenizer)} tokens in the vocabulary; "
+        f"{'a stream of' if count is None else f'{count:,}'} samples to train on, {len(data.val):,} to validate on",
+        flush=True,
+    )
+    print_parts(model, config.optimizer)
+    if isinstance(data.train, Mixture):
+        for share in data.train.shares():
+            print(
+                f"  {share.source}: {share.samples:,} samples, {share.weight:.1%} of the draws, "
+                f"{share.epochs:.2f} times through it in an epoch of the mixture",
+                flush=True,
+            )
+
+
+def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's, with its own progress, checkpoints and checks off, for which the callbacks are there."""
+    return L.Trainer(
+        **processes(config),
+        precision=precision(config.precision),
+        max_epochs=config.epochs if config.steps is None else -1,
+        max_steps=config.steps or -1,
+        val_check_interval=config.val_every or None,
+        check_val_every_n_epoch=None if config.val_every else 1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOGGED,
+        logger=[CSVLogger(save_dir=config.out, name="", version=""), *_loggers(config)],
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
 
 
 def _loggers(config: TrainConfig) -> list[Logger]:

@@ -185,9 +185,11 @@ def test_sentences_keep_their_own_dev_part(prepared, tmp_path):
 
 
 def test_messages(prepared, tmp_path):
-    (tmp_path / "SMSSpamCollection").write_text('ham\tOk "lar\nspam\tWIN £10 now\n', "utf-8")
+    """What was sent again, with another number in it or in other case, is on one side with the first."""
+    again = "spam\tWIN £20 NOW\nspam\twin £10 now!\n"
+    (tmp_path / "SMSSpamCollection").write_text(f'spam\tWIN £10 now\nham\tOk "lar\n{again}', "utf-8")
     assert [told(one) for one in prepared("sms_spam", "dev")] == [('Ok "lar', ("ham",))]
-    assert [told(one) for one in prepared("sms_spam", "train")] == [("WIN £10 now", ("spam",))]
+    assert [told(one)[0] for one in prepared("sms_spam", "train")] == ["WIN £10 now", "WIN £20 NOW", "win £10 now!"]
 
 
 def test_sentences_are_translated_either_way(prepared, tmp_path):
