@@ -21,16 +21,16 @@ TELLING = 30.0  # seconds from one line of progress to the next, where there is 
 
 
 def agree(path: Path, settings: Mapping[str, Any], answers: Path) -> None:
-    """Write down the settings of what is in `answers`, or see that those that are written there are the same.
+    """Write down the settings of what will be in `answers`, or see that those of what is there are the same.
 
     Raises ConfigError naming those that differ, and where there are answers without settings.
     """
-    if not path.exists():
-        if answers.exists():
-            raise ConfigError(f"{answers.parent}: {answers.name} is there without its {path.name}; name another --out")
+    if not answers.exists():
         with atomic_write(path) as temporary:
             temporary.write_bytes(as_json(settings))
         return
+    if not path.exists():
+        raise ConfigError(f"{answers.parent}: {answers.name} is there without its {path.name}; name another --out")
     try:
         before = json.loads(path.read_bytes())
     except ValueError:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     from pycocoevalcap.meteor.meteor import Meteor  # pyright: ignore[reportMissingImports]
 
     check(candidates, references)
-    program = Meteor()  # it ends when this is forgotten
+    program: Any = Meteor()  # it ends when this is forgotten
     pairs = zip(candidates, references, strict=True)
     sums = np.array([program._stat(_joined(said), [*map(_joined, truths)]).split() for said, truths in pairs], float)
     # METEOR adds these up over samples, but of a caption that is matched word by word in one piece it counts no piece.
