@@ -68,6 +68,17 @@ def test_a_second_start_does_what_is_left_and_a_torn_line_again(place, tmp_path,
     assert caption(place, out, place / "photos") == Captioned(9, 1, 10)
 
 
+def test_a_line_that_was_not_written_there_is_told_and_nothing_behind_it_is_lost(place, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    caption(place, out, place / "photos")
+    raw = out.read_bytes().splitlines(keepends=True)
+    for spoilt in (b"\n", b"[]\n", b'{"image": 1}\n', b"\xff\n"):
+        out.write_bytes(b"".join([*raw[:2], spoilt, *raw[2:]]))
+        with pytest.raises(ConfigError, match=r"captions.jsonl:3: is not what was written there; mend"):
+            caption(place, out, place / "photos")
+        assert out.read_bytes().splitlines(keepends=True)[3:] == raw[2:]
+
+
 def test_what_is_given_twice_is_described_once(place, tmp_path):
     assert caption(place, tmp_path / "c.jsonl", f"{place}/photos/1.png", f"{place}/photos/1.p*") == Captioned(1, 0, 0)
 

@@ -18,6 +18,7 @@ from typing import Literal
 from mmgpt.assistant import load
 from mmgpt.bulk.local import Picture, described
 from mmgpt.data.pictures import Pictures
+from mmgpt.errors import ConfigError
 from mmgpt.evaluation.asking import settings_of
 from mmgpt.generation import Decoding
 from mmgpt.resumable import agree, as_json, held, progress
@@ -101,18 +102,19 @@ def _missing(pictures: Sequence[Pictures], done: set[bytes]) -> Iterator[Picture
 
 
 def _names(file: FileIO) -> set[bytes]:
-    """The marks of the pictures in whole lines of a file; what follows these is cut off."""
+    """The marks of the pictures in a file; a last line that is not whole is cut off. Raises ConfigError for others."""
     found, size = set[bytes](), 0
     file.seek(0)
     lines = BufferedReader(file)
-    for line in lines:
-        try:
-            mark = _mark(json.loads(line)["image"])
-        except (ValueError, TypeError, KeyError):
-            break
+    for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             break
-        found.add(mark)
+        try:
+            found.add(_mark(json.loads(line)["image"]))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ConfigError(
+                f"{file.name}:{number}: is not what was written there; mend the line or remove it, and start again"
+            ) from None
         size += len(line)
     lines.detach()  # else it would close the file
     file.truncate(size)

@@ -6,12 +6,13 @@ rows.parquet       its column of pictures        photo.jpg                     o
 """
 
 import glob
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from mmgpt.content import Image
 from mmgpt.data.folders import IMAGES
@@ -33,12 +34,12 @@ class Pictures:
         return map(self.get, range(self.count))
 
 
-def find_pictures(sources: Sequence[str], listed: TextIO = sys.stdin) -> list[Pictures]:
+def find_pictures(sources: Sequence[str], listed: BinaryIO | None = None) -> list[Pictures]:
     """The pictures of each source, in order; nothing is decoded, and of tars and Parquet only indices are read.
 
     Args:
         sources: See above.
-        listed: What "-" reads names from, a line each.
+        listed: What "-" reads names from, a line each, as the system writes them; None is standard input.
 
     Raises:
         DataError: A source has no pictures or cannot be read.
@@ -50,10 +51,10 @@ def find_pictures(sources: Sequence[str], listed: TextIO = sys.stdin) -> list[Pi
     return found
 
 
-def _pictures(source: str, listed: TextIO) -> Pictures:
+def _pictures(source: str, listed: BinaryIO | None) -> Pictures:
     path = Path(source)
     if source == "-":
-        return _files([line.rstrip("\n") for line in listed if line.strip()])
+        return _files([os.fsdecode(line.rstrip(b"\r\n")) for line in listed or sys.stdin.buffer if line.strip()])
     if path.is_dir():
         return _files([str(path / name) for name in MediaFolder(path).files(IMAGES)])
     if path.suffix.lower() == ".parquet" and path.is_file():

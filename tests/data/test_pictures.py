@@ -1,6 +1,7 @@
 """Pictures are found wherever they lie."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -37,8 +38,10 @@ def test_folders_patterns_lists_and_files_in_the_order_given(photos):
     assert shades(find_pictures([str(photos)])) == all_of
     assert shades(find_pictures([f"{photos}/**"])) == all_of
     assert shades(find_pictures([f"{photos}/*.png"])) == all_of[1:2]
-    listed = io.StringIO(f"{photos}/b.png\n\n{photos}/a.JPEG\n")
-    assert shades(find_pictures(["-"], listed)) == [all_of[1], all_of[0]]
+    odd = os.fsdecode(b"\xff.png")  # which is no UTF-8
+    (photos / odd).write_bytes(encoded(30))
+    listed = io.BytesIO(os.fsencode(f"{photos}/b.png\n\n{photos}/a.JPEG\r\n{photos}/{odd}\n"))
+    assert shades(find_pictures(["-"], listed)) == [all_of[1], all_of[0], (f"{photos}/{odd}", 30)]
     assert shades(find_pictures([str(photos / "below"), str(photos / "b.png")])) == [all_of[2], all_of[1]]
 
 
