@@ -17,6 +17,9 @@ from mmgpt.errors import ConfigError
 class VideoEncoder(Encoder):
     """Clips to tokens: each frame's grid averaged down to config.grid, frame by frame, then the sound track's tokens.
 
+    Each token is told what has changed at its place since the frame before, so that motion need not be found by
+    comparing tokens far apart (as temporal convolutions and differences do: Wang et al. 2021, TDN).
+
     The image and audio encoder are not copied: a model that also sees pictures and hears sounds shares them.
 
     Args:
@@ -35,6 +38,7 @@ class VideoEncoder(Encoder):
         self.audio = audio if config.sound else None
         self.time = nn.Linear(image.width, image.width)
         self.place = nn.Linear(image.width, image.width, bias=False)
+        self.change = nn.Linear(image.width, image.width, bias=False)
         self.sound = nn.Linear(self.audio.width, image.width) if self.audio is not None else None
 
     def grid(self, sound_samples: int = 0) -> TokenGrid:
@@ -53,7 +57,8 @@ class VideoEncoder(Encoder):
         # Pooled cells say little of where they were: each is told its frame and its place in the grid.
         time = self.time(sinusoids(x.shape[1], self.width).to(x))  # time, width
         place = self.place(sinusoids(x.shape[2], self.width).to(x))  # tokens of a frame, width
-        tokens = (x + time[:, None] + place).flatten(1, 2)
+        change = self.change(x.diff(dim=1, prepend=x[:, :1]))  # of the first frame nothing
+        tokens = (x + change + time[:, None] + place).flatten(1, 2)
         tracks = self._sound_tokens(list(sounds or [None] * len(frames)), tokens)
         return ragged([torch.cat([one, track]) for one, track in zip(tokens, tracks, strict=True)])
 

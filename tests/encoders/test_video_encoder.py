@@ -55,6 +55,19 @@ def test_order_of_frames_tells_in_the_tokens(encoder):
     assert not torch.allclose(tokens[:, 1], tokens[:, 2])
 
 
+def test_a_frame_is_told_by_what_changed_since_the_one_before(encoder):
+    """Its tokens differ by where it came from; those of the frames around it, and of a clip at rest, do not."""
+    first, second, third = clips(1)[0]
+    there, back = (encoder(torch.stack(clip)[None])[0].unflatten(1, (3, 2))[0] for clip in (
+        (first, second, third), (third, second, third)))  # fmt: skip
+    assert not torch.allclose(there[1], back[1])
+    torch.testing.assert_close(there[2], back[2])
+    frames, _ = encoder.forward_features(torch.stack((first, second, third))[None], [-1])[0]
+    frames = frames[0].unflatten(0, (3, 2))
+    still = encoder(second.expand(1, 3, -1, -1, -1))[0].unflatten(1, (3, 2))[0]
+    torch.testing.assert_close(there[1] - still[1], encoder.change(frames[1] - frames[0]), atol=1e-5, rtol=1e-4)
+
+
 def test_sound_tokens_follow_the_frames(encoder):
     silent, _ = encoder(clips(1))
     heard, _ = encoder(clips(1), [sound(3000)])
