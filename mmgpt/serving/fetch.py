@@ -72,11 +72,12 @@ class Fetcher:
             self._check(url)
             try:
                 found = self._get(url, end)
-            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-                raise MediaError(f"{shown(url)}: cannot be fetched ({type(error).__name__})") from None
-            if isinstance(found, bytes):
-                return found
-            url = urljoin(url, found)
+                if isinstance(found, bytes):
+                    return found
+                url = urljoin(url, found)
+            # ValueError: a host whose labels no name may have, a redirect to what is no address.
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError, ValueError) as e:
+                raise MediaError(f"{shown(url)}: cannot be fetched ({type(e).__name__})") from None
         raise MediaError(f"{shown(url)}: is led on more than {REDIRECTS} times")
 
     def _check(self, url: str) -> None:

@@ -197,6 +197,17 @@ def test_a_redirect_leads_no_further_than_a_request(site, names):
         fetcher(site)(f"{site}/to//to//to//to//a.png")
 
 
+@pytest.mark.parametrize("host", ["a..test", f"{'a' * 64}.test"])
+def test_a_name_that_can_be_none_is_told(host):
+    with pytest.raises(MediaError, match=r"cannot be fetched \(\w+\)"):
+        Fetcher(["*"], 1000)(f"http://{host}/a.png")
+
+
+def test_a_redirect_to_no_address_is_told(site, names):
+    with pytest.raises(MediaError, match=r"cannot be fetched \(ValueError\)"):
+        fetcher(site)(f"{site}/to/http://[::1/a.png")
+
+
 def test_a_name_that_changes_its_mind_is_asked_once(site, names, monkeypatch):
     """The first look-up is public, the second would not be: the connection goes to what was looked at."""
     names["rebinding.test"] = ["127.0.0.1", "127.0.0.2"]
