@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 from mmgpt.assistant import Assistant, Embedded
@@ -190,7 +191,11 @@ class Service:
     def _conversation(self, told: Sequence[dict[str, Any]]) -> list[Message]:
         messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(told)]
         conversation = self._media_named(parse_messages(messages, None))
-        self._check_text(*(part.text for message in conversation for part in message.parts if isinstance(part, Text)))
+        texts = [[part.text for part in message.parts if isinstance(part, Text)] for message in conversation]
+        self._check_text(*chain.from_iterable(texts))
+        for message, parts in zip(conversation, texts, strict=True):
+            if len(parts) > 1:  # as the model sees them, end to end; media stand between words
+                self._moderate("".join(part.text if isinstance(part, Text) else " " for part in message.parts))
         return conversation
 
     def complete(self, asked: CompletionRequest) -> list[Request]:
@@ -261,9 +266,12 @@ class Service:
             )
         if (tokens := sum(len(self.tokenizer.encode(text)) for text in texts)) > self.context:
             raise TooLongError(f"{tokens:,} tokens of text, more than the context of {self.context}; shorten it")
+        self._moderate(*texts)
+        return tokens
+
+    def _moderate(self, *texts: str) -> None:
         if self.moderator is not None and any(map(self.moderator, texts)):
             raise refusal()
-        return tokens
 
     # From requests to answers
 

@@ -120,6 +120,11 @@ def test_requests_are_refused_as_openai_refuses_them(assistant):
             lambda: chats.create(
                 model="tiny", messages=[{"role": "system", "content": "badword"}, *user(text_part("Hi"))]
             ),
+            lambda: chats.create(model="tiny", messages=user(text_part("The sec"), text_part("ret plan?"))),
+            lambda: chats.create(
+                model="tiny", messages=user(text_part("Secret"), image_part(png(1)), text_part("plan"))
+            ),
+            lambda: chats.create(model="tiny", messages=user(text_part("badword"), text_part("s"))),
             lambda: texts.create(model="tiny", prompt=["fine", "bad_word badword"]),
         ):
             with pytest.raises(openai.BadRequestError) as refused:
