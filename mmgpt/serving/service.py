@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -45,6 +45,7 @@ from mmgpt.tasks import TASKS
 T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
+MODERATORS = 4  # threads that ask a moderator about answers
 BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
 CONSTRAINT_CHARACTERS = 1 << 16  # of a JSON schema, or of what else answers keep to
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
@@ -90,12 +91,13 @@ class Service:
         self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
         self.pool = ThreadPoolExecutor(ENCODERS, "encode")
         self.explaining = ThreadPoolExecutor(1, "explain")
+        self.moderating = ThreadPoolExecutor(MODERATORS, "moderate")
         self.decoders = Decoders(limits.decoding, limits.memory)
         self.running, self.held, self.draining = 0, 0, False
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
 
     def close(self) -> None:
-        for pool in (self.pool, self.explaining, self.fetching):
+        for pool in (self.pool, self.explaining, self.moderating, self.fetching):
             pool.shutdown(wait=False, cancel_futures=True)
         self.decoders.close()
         self.worker.stop()
@@ -275,6 +277,10 @@ class Service:
 
     # From requests to answers
 
+    async def _forbids(self, text: str) -> bool:
+        """What the moderator says of an answer. He may think long, so that others are served meanwhile."""
+        return self.moderator is not None and await self.aside(partial(self.moderator, text), self.moderating)
+
     async def answers(self, began: float, requests: Sequence[Request], growing: bool) -> AsyncGenerator[list[Answer]]:
         """How the answers to requests stand, at last when they are done; to close this cancels them."""
         job = Job(requests, growing)
@@ -286,7 +292,7 @@ class Service:
                     if self.moderator is None:
                         yield answers
                         continue
-                    moderated = [passages[i].passed(answer, self.moderator) for i, answer in enumerate(answers)]
+                    moderated = [await passages[i].passed(answer, self._forbids) for i, answer in enumerate(answers)]
                     yield moderated
                     if all(answer.finish == FILTERED for answer in moderated):
                         return
@@ -365,15 +371,15 @@ class Passage:
         self.before: Answer | None = None
         self.lengths: list[tuple[int, int]] = []  # of the text and the tokens of each state
 
-    def passed(self, answer: Answer, moderator: Moderator) -> Answer:
-        """As much of the answer as may pass."""
+    async def passed(self, answer: Answer, forbids: Callable[[str], Awaitable[bool]]) -> Answer:
+        """As much of the answer as may pass; `forbids` tells of a text whether it must not."""
         before = self.before or replace(answer, text="", tokens=[], choices=answer.choices and [])
         done = answer.finish != "cancelled"
         end = len(answer.text) if done else whole_words(answer.text)
         self.lengths.append((len(answer.text), len(answer.tokens)))
         if before.finish == FILTERED or (not done and end <= len(before.text)):
             return before
-        if moderator(answer.text[:end]):
+        if await forbids(answer.text[:end]):
             self.before = replace(before, finish=FILTERED)
         elif done:
             self.before = answer

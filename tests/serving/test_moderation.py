@@ -1,6 +1,9 @@
 """What must not pass, in requests and in answers."""
 
+import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -10,7 +13,7 @@ from servers import image_part, png, running, text_part, user, wav
 
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Answer, Choice
-from mmgpt.serving.moderation import BlockList, whole_words
+from mmgpt.serving.moderation import BlockList, Moderator, whole_words
 from mmgpt.serving.service import Passage
 
 LIST = BlockList(["Secret Plan", "badword", ""])
@@ -60,11 +63,11 @@ def test_words_that_are_whole_are_found_in_all_that_they_may_become(text, more):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "whole"),
     [("a cat", ""), ("a cat ", "a cat"), ("the red. Cat", "the red"), ("the b a d", "the"), ("red\ufffd", "")],
 )
-def test_the_last_word_and_single_letters_are_not_whole(text, told):
-    assert text[: whole_words(text)] == told
+def test_the_last_word_and_single_letters_are_not_whole(text, whole):
+    assert text[: whole_words(text)] == whole
 
 
 def states(text: str, finish: str = "stop") -> list[Answer]:
@@ -80,25 +83,35 @@ def states(text: str, finish: str = "stop") -> list[Answer]:
     ]
 
 
+def told(answers: list[Answer], moderator: Moderator) -> list[Answer]:
+    """What passes of an answer as it grows."""
+
+    async def forbids(text: str) -> bool:
+        return moderator(text)
+
+    async def run() -> list[Answer]:
+        passage = Passage()
+        return [await passage.passed(answer, forbids) for answer in answers]
+
+    return asyncio.run(run())
+
+
 def test_a_word_that_goes_on_as_another_one_passes():
-    passage, cats = Passage(), BlockList(["cat"])
-    seen = [passage.passed(answer, cats) for answer in states("see a category and go")]
+    seen = told(states("see a category and go"), BlockList(["cat"]))
     assert {answer.finish for answer in seen[:-1]} == {"cancelled"}
     assert (seen[-1].text, seen[-1].finish) == ("see a category and go", "stop")
 
 
 def test_of_a_word_that_must_not_pass_no_letter_is_told_nor_of_its_tokens():
-    passage = Passage()
-    seen = [passage.passed(answer, LIST) for answer in states("this is a badword now")]
+    seen = told(states("this is a badword now"), LIST)
     assert (seen[-1].text, seen[-1].finish) == ("this is", "content_filter")
     assert all("this is".startswith(answer.text) for answer in seen)
     assert all(len(answer.choices) == len(answer.tokens) <= len(answer.text) for answer in seen)
 
 
 def test_a_moderator_is_asked_once_a_word():
-    asked, passage = [], Passage()
-    for answer in states("one two three four"):
-        passage.passed(answer, lambda text: bool(asked.append(text)))
+    asked: list[str] = []
+    told(states("one two three four"), lambda text: bool(asked.append(text)))
     assert asked == ["one", "one two", "one two three", "one two three four"]
 
 
@@ -165,6 +178,29 @@ def test_answers_end_where_they_would_not_pass(assistant, monkeypatch):
         assert (whole.message.content or "").startswith(told)
         server.wait_until(lambda: server.idle)  # what nobody will read is not decoded on
     assert "Hm?" in texts
+
+
+def test_while_a_moderator_thinks_others_are_served(assistant):
+    asked = {"model": "tiny", "messages": user(text_part("Hm?")), "seed": 2, "max_tokens": 12}
+    thinks, done = threading.Event(), threading.Event()
+
+    def moderator(text: str) -> bool:
+        if text != "Hm?":
+            thinks.set()
+            done.wait(20)
+        return False
+
+    with running(assistant) as free:
+        whole = free.client.chat.completions.create(**asked).choices[0].message.content
+    with running(assistant, moderator=moderator) as server, ThreadPoolExecutor() as threads:
+        answer = threads.submit(server.client.chat.completions.create, **asked)
+        try:
+            assert thinks.wait(20)
+            assert server.http.get("/health", timeout=5).status_code == 200
+            assert not answer.done()
+        finally:
+            done.set()
+        assert answer.result().choices[0].message.content == whole
 
 
 def test_a_transcript_that_must_not_pass_is_refused(assistant):
