@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -62,7 +62,9 @@ class Worker:
         self._build = build
         self.engine = build()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._jobs: dict[Job, int] = {}  # and how many tokens were told of each; the thread's own
+        # The thread's own: jobs with how many tokens were told of each, and other work that waits for its turn.
+        self._jobs: dict[Job, int] = {}
+        self._calls: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -90,7 +92,7 @@ class Worker:
                 self._inbox.put(partial(self._drop, job))
 
     async def call(self, work: Callable[[], T]) -> T:
-        """What some other work with the model returns, done between two steps of the engine."""
+        """What some other work with the model returns, done between two steps of the engine, where no other is."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def command() -> None:
@@ -100,7 +102,7 @@ class Worker:
                 except Exception as error:
                     future.set_exception(error)
 
-        self._inbox.put(command)
+        self._inbox.put(partial(self._calls.append, command))
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
@@ -112,10 +114,14 @@ class Worker:
 
     def _run(self) -> None:
         while True:
-            while not self._jobs or not self._inbox.empty():
+            while not (self._jobs or self._calls) or not self._inbox.empty():
                 if (command := self._inbox.get()) is None:
                     return
                 command()
+            if self._calls:  # one alone, so that answers go on however many there are
+                self._calls.popleft()()
+            if not self._jobs:
+                continue
             error: Exception | None = None
             try:
                 self.engine.step()

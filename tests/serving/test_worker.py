@@ -1,0 +1,37 @@
+"""The thread that owns the engine: whose turn it is."""
+
+import asyncio
+import threading
+
+from mmgpt.generation import Decoding, Engine
+from mmgpt.serving.worker import Job, Worker
+
+
+def test_other_work_takes_turns_with_the_answers_under_way(assistant, monkeypatch):
+    order: list[str] = []
+    worker = Worker(lambda: Engine(assistant.model, assistant.tokenizer, rows=2))
+    step = worker.engine.step
+    monkeypatch.setattr(worker.engine, "step", lambda: (order.append("step"), step()))
+    prompt = assistant.processor.encode_beginning("A red")
+    asked = worker.engine.prepare(prompt, Decoding(12, regex="[a-z]{30}"))  # an answer of some steps
+
+    async def follow() -> None:
+        async for _ in worker.follow(Job([asked], growing=False)):
+            pass
+
+    async def run() -> None:
+        begun, ready = threading.Event(), threading.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.call(lambda: (begun.set(), ready.wait())))  # meanwhile all others come
+            await asyncio.to_thread(begun.wait)
+            tasks.create_task(follow())
+            for _ in range(4):
+                tasks.create_task(worker.call(lambda: order.append("other")))
+            await asyncio.sleep(0.1)
+            ready.set()
+
+    try:
+        asyncio.run(asyncio.wait_for(run(), 30))
+    finally:
+        worker.stop()
+    assert order[:8] == ["other", "step"] * 4
