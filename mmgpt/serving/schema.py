@@ -183,7 +183,7 @@ class CompletionRequest(Generated):
     """Texts to go on with."""
 
     prompt: Texts = Field(min_length=1)
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: int | None = Field(None, ge=1, description="Without it 16, or as many as the server allows.")
     logprobs: int | None = Field(None, ge=0, le=20)
 
 

@@ -48,6 +48,7 @@ FETCHERS = 8  # threads that wait for media of others
 MODERATORS = 4  # threads that ask a moderator about answers
 BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
 CONSTRAINT_CHARACTERS = 1 << 16  # of a JSON schema, or of what else answers keep to
+COMPLETED_TOKENS = 16  # of a completion, unless the request says otherwise; as in OpenAI's API
 EXPLAINED_MEDIA, EXPLAINED_TOKENS = 4, 200  # of a request to explain an answer: each medium takes hundreds of passes
 TEXTS_AT_ONCE = 16  # whose vectors are computed between two steps of the engine
 FILTERED = "content_filter"
@@ -203,7 +204,8 @@ class Service:
     def complete(self, asked: CompletionRequest) -> list[Request]:
         """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
         self._check_answers()
-        decoding = self._decoding(asked, asked.max_tokens, prompts=len(asked.prompt), logprobs=asked.logprobs)
+        most = asked.max_tokens or min(COMPLETED_TOKENS, self.limits.tokens)
+        decoding = self._decoding(asked, most, prompts=len(asked.prompt), logprobs=asked.logprobs)
         for text in asked.prompt:
             self._check_text(text)
         prompts = [self.processor.encode_beginning(text) for text in asked.prompt]

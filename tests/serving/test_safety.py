@@ -202,6 +202,12 @@ def test_media_within_the_limits_are_taken(strict):
     assert authorized(strict).post(CHAT, json={"messages": user(*parts)}).status_code == 200
 
 
+def test_a_completion_is_as_long_by_itself_as_it_may_be(strict):
+    told = authorized(strict).post("/v1/completions", json={"prompt": "A red", "seed": 1})
+    assert told.status_code == 200, told.text
+    assert 0 < told.json()["usage"]["completion_tokens"] <= 8
+
+
 def pieces(count: int):
     for _ in range(count):
         yield b" " * 1000
