@@ -14,10 +14,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Form
+from fastapi import Depends, FastAPI, Form
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -44,6 +45,13 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 log = logging.getLogger(__name__)
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+async def _take(asked: HTTPConnection) -> Callable[[int], None]:
+    return asked.state.take
+
+
+Take = Annotated[Callable[[int], None], Depends(_take)]  # whom the gate has told of a request's bytes
 
 
 class Events(StreamingResponse):
@@ -83,11 +91,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     tokenizer = service.tokenizer
 
     @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, responses=STREAMED)
-    async def chat(asked: schema.ChatRequest) -> Response:
+    async def chat(asked: schema.ChatRequest, take: Take) -> Response:
         """Answer a conversation of texts, pictures, sounds and videos."""
         began = time.monotonic()
         service.check_model(asked.model)
-        asked.messages = await service.fetched(asked.messages)
+        asked.messages = await service.fetched(asked.messages, take)
         requests = await service.chat(asked)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
         if asked.stream:
@@ -166,10 +174,10 @@ def _add_others(app: FastAPI, service: Service) -> None:
         return schema.Embeddings(model=service.name, data=data, usage=usage)
 
     @app.post("/v1/explanations")
-    async def explain(asked: schema.ExplanationRequest) -> schema.Explanation:
+    async def explain(asked: schema.ExplanationRequest, take: Take) -> schema.Explanation:
         """Where the model looks and listens for each word of an answer."""
         service.check_model(asked.model)
-        asked.messages = await service.fetched(asked.messages)
+        asked.messages = await service.fetched(asked.messages, take)
         return schema.Explanation(model=service.name, words=await service.explain(asked))
 
     @app.get("/v1/models")

@@ -85,7 +85,8 @@ class Gate:
                 return
             with self.service.place() as take:
                 whole = await body.read(most, take)
-                await self._serve(scope, whole, body.receive, send)
+                state = {**scope.get("state", {}), "take": take}  # of what the app fetches
+                await self._serve({**scope, "state": state}, whole, body.receive, send)
         except APIError as error:
             # Who is still sending might not read the answer otherwise. No more than as much again is taken.
             await body.skip(most)

@@ -142,8 +142,11 @@ class Service:
         """What work returns, done in the pool: neither the event loop nor the engine waits for it."""
         return await asyncio.get_running_loop().run_in_executor(pool or self.pool, work)
 
-    async def fetched(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with what lies at the addresses in them; as they are, if nothing is fetched."""
+    async def fetched(self, messages: list[dict[str, Any]], take: Callable[[int], None]) -> list[dict[str, Any]]:
+        """The messages with what lies at the addresses in them; as they are, if nothing is fetched.
+
+        `take` is told of their bytes, as of those of a body.
+        """
         if self.fetcher is None:
             return messages
         places = [place for message in messages for place in _addresses(message)]
@@ -154,6 +157,7 @@ class Service:
             if (room := room - len(data)) < 0:
                 raise APIError(400, f"media are over the {self.limits.body:,} bytes of this server", "messages")
             place["url"] = f"data:;base64,{base64.b64encode(data).decode()}"
+            take(len(place["url"]))
         return messages
 
     async def encoded(self, conversation: Sequence[Message]) -> Example:

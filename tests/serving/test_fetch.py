@@ -16,6 +16,7 @@ import trustme
 from servers import png, running, text_part, user
 
 from mmgpt.errors import MediaError
+from mmgpt.serving import service
 from mmgpt.serving.fetch import Fetcher, is_public
 from mmgpt.serving.settings import Limits
 
@@ -286,3 +287,18 @@ def test_a_chat_about_an_address_is_that_about_the_picture(assistant, server, si
         pytest.raises(openai.BadRequestError),
     ):
         chat(small, f"{site}/a.png")
+
+
+def test_what_is_fetched_counts_as_if_it_had_been_sent(assistant, site, names, monkeypatch):
+    monkeypatch.setattr(service, "BODIES", 1)
+    asked = {"messages": user({"type": "image_url", "image_url": {"url": f"{site}/a.png"}}), "max_tokens": 2}
+    with running(assistant, Limits(body=7500, tokens=8), fetcher=fetcher(site)) as own:
+        with socket.create_connection(own.url.removeprefix("http://").split(":")) as slow:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2000\r\n\r\n"
+            slow.sendall(head.encode() + b" " * 1500)
+            own.wait_until(lambda: own.service.held == 1500)
+            told = own.http.post("/v1/chat/completions", json=asked)
+            assert (told.status_code, told.json()["error"]["code"]) == (429, "memory_full")
+        own.wait_until(lambda: own.service.held == 0)
+        assert own.http.post("/v1/chat/completions", json=asked).status_code == 200
+        own.wait_until(lambda: own.service.held == 0)
