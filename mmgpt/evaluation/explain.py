@@ -8,7 +8,7 @@ all that the model does, at the price of a pass for each place. Attention roll-o
 the attention of the GPT's layers: one pass, but it knows no more than how information could have flowed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, TypeAlias
@@ -118,8 +118,9 @@ def explain_example(
     answer: str | None = None,
     method: Method = "occlusion",
     decoding: Decoding | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Explanation:
-    """As `explain`, for a prompt that is encoded already."""
+    """As `explain`, for a prompt that is encoded already; what `go_on`, called between passes, raises ends it."""
     if not before.media:
         raise MediaError("there is no picture, sound or clip in the prompt; nothing could be looked at")
     if answer is None:
@@ -133,7 +134,7 @@ def explain_example(
     spans = _words(assistant, ids)
     seen = _log_probabilities(assistant, [example], len(before))[0]  # tokens
     if method == "occlusion":
-        found, merged = _occluded(assistant, example, len(before), surfaces, seen), torch.sum
+        found, merged = _occluded(assistant, example, len(before), surfaces, seen, go_on), torch.sum
     else:
         found, merged = _rolled_out(assistant, example, len(before), surfaces), torch.mean
     blind = _log_probabilities(assistant, [_without(example, surfaces)], len(before))[0]
@@ -174,7 +175,12 @@ def _log_probabilities(assistant: Assistant, examples: Sequence[Example], start:
 
 
 def _occluded(
-    assistant: Assistant, example: Example, start: int, surfaces: Sequence[Surface], whole: Tensor
+    assistant: Assistant,
+    example: Example,
+    start: int,
+    surfaces: Sequence[Surface],
+    whole: Tensor,
+    go_on: Callable[[], None],
 ) -> list[Tensor]:
     """For each surface (tokens, *cells): the mean of what is lost when a place with this cell in it is hidden.
 
@@ -185,6 +191,7 @@ def _occluded(
         lost, counts = whole.new_zeros(len(whole), *surface.cells), whole.new_zeros(surface.cells)
         places = (_around(cell, reach) for reach in REACHES[surface.kind] for cell in np.ndindex(surface.cells))
         while group := list(islice(places, TOGETHER)):
+            go_on()
             hidden = [_with(example, surface, _hide(surface, place)) for place in group]
             for place, logs in zip(group, _log_probabilities(assistant, hidden, start), strict=True):
                 lost[(slice(None), *place)] += (whole - logs).view(-1, *(1,) * len(place))

@@ -7,11 +7,12 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from threading import Event
 from typing import Any, TypeVar
 
 from mmgpt.assistant import Assistant, Embedded
@@ -329,8 +330,14 @@ class Service:
 
         example = await self.encoded(await self.aside(checked))
 
+        left = Event()
+
+        def go_on() -> None:
+            if left.is_set():
+                raise CancelledError
+
         def work() -> list[ExplainedWord]:
-            found = explain_example(self.assistant, example, asked.answer)
+            found = explain_example(self.assistant, example, asked.answer, go_on=go_on)
             return [
                 ExplainedWord(
                     text=word.text,
@@ -341,7 +348,10 @@ class Service:
                 for word, seen in zip(found.words, pictures(found), strict=True)
             ]
 
-        return await self.aside(work, self.explaining)
+        try:
+            return await self.aside(work, self.explaining)
+        finally:
+            left.set()  # its thread would go on, though nobody reads what it finds
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """The unit vector of each text, and how many tokens they are together."""

@@ -109,10 +109,10 @@ def scan_bomb(scans: int = 3000) -> bytes:
 
 
 @contextlib.contextmanager
-def sent(url: str, asked: dict) -> Iterator[socket.socket]:
-    """A chat that was asked for, by someone who does not read the answer and leaves at the end."""
+def sent(url: str, asked: dict, path: str = "/v1/chat/completions") -> Iterator[socket.socket]:
+    """A chat, or something else, that was asked for by someone who does not read the answer and leaves at the end."""
     body = json.dumps(asked).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     with socket.create_connection(url.removeprefix("http://").split(":")) as caller:
         caller.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         yield caller

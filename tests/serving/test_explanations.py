@@ -2,9 +2,10 @@
 
 import json
 import re
+import threading
 
 import pytest
-from servers import audio_part, image_part, png, running, text_part, user, wav
+from servers import audio_part, image_part, png, running, sent, text_part, user, wav
 
 from mmgpt.content import Audio, Image, Message
 from mmgpt.evaluation import explain as module
@@ -62,3 +63,23 @@ def test_the_limits_of_the_server_hold(assistant):
         response = small.http.post("/v1/explanations", json=asked(image_part(png(1))))
     assert response.status_code == 400
     assert "over 100 pixels" in response.json()["error"]["message"]
+
+
+def test_who_leaves_is_explained_no_further(server, monkeypatch):
+    passes: list[int] = []
+    begun, free, real = threading.Event(), threading.Event(), module._log_probabilities
+
+    def slow(*arguments):
+        passes.append(1)
+        begun.set()
+        assert free.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_log_probabilities", slow)
+    monkeypatch.setattr(module, "TOGETHER", 1)
+    with sent(server.url, asked(image_part(png(1))), "/v1/explanations"):
+        assert begun.wait(20)
+    server.wait_until(lambda: server.idle)
+    free.set()
+    server.service.explaining.submit(lambda: None).result(20)  # the next one's turn has come
+    assert len(passes) == 1
