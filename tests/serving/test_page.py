@@ -1,6 +1,7 @@
 """The page to try a model on, in a real browser."""
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,21 @@ def test_a_sound_is_recorded_and_asked_about(page, end):
     heard = load_audio(base64.b64decode(part["input_audio"]["data"]), max_seconds=10)
     assert 0.7 < heard.seconds < 4
     assert np.abs(heard.samples).max() > 0.01
+
+
+@pytest.mark.parametrize("begun", ["", "A red"])
+def test_an_answer_that_was_cut_off_by_moderation_says_so(page, begun):
+    events = [
+        {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+        for text, finish in ((begun, None), ("", "content_filter"))
+    ]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    page.fill("#text", "What?")
+    page.click("#send")
+    expect(answers(page)).to_have_text(begun)
+    told = page.evaluate("""getComputedStyle(document.querySelector(".assistant .said"), "::after").content""")
+    assert told == '"(refused by this server\'s moderation)"'
 
 
 def test_where_no_sound_can_be_recorded_it_is_told_why(page):

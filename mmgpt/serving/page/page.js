@@ -145,6 +145,7 @@ async function answer(files, text) {
       if (event.error) throw new Error(event.error.message);
       answered += event.choices[0]?.delta.content ?? "";
       said.textContent = answered;
+      if (event.choices[0]?.finish_reason === "content_filter") message.classList.add("filtered");
     }
   } catch (error) {
     if (error.name !== "AbortError") {
