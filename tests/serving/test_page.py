@@ -139,6 +139,27 @@ def test_a_sound_is_recorded_and_asked_about(page, end):
     assert np.abs(heard.samples).max() > 0.01
 
 
+def test_who_is_asked_twice_for_the_microphone_listens_to_it_once(page):
+    page.evaluate("""() => {
+        const devices = navigator.mediaDevices, real = devices.getUserMedia.bind(devices);
+        window.streams = [];
+        devices.getUserMedia = async (asked) => {
+            const stream = await real(asked);
+            streams.push(stream);
+            await new Promise((resolve) => setTimeout(resolve, 200)); // to be asked whether he allows it
+            return stream;
+        };
+        for (let i = 0; i < 2; i++) document.querySelector("#record").click();
+    }""")
+    button = page.get_by_role("button", name="Record a sound")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(400)
+    button.click()
+    expect(page.locator(".attached")).to_have_count(1)
+    expect(button).to_have_attribute("aria-pressed", "false")
+    assert page.evaluate("streams.flatMap((one) => one.getTracks()).filter((one) => one.readyState == 'live')") == []
+
+
 @pytest.mark.parametrize("begun", ["", "A red"])
 def test_an_answer_that_was_cut_off_by_moderation_says_so(page, begun):
     events = [

@@ -5,6 +5,7 @@ let messages = []; // the conversation, as the API has it
 let attached = []; // files to send with the next message
 let running = null; // what stops the answer under way
 let recorder = null; // of the sound under way
+let asking = false; // for the microphone
 
 const headers = () => ($("key").value ? { Authorization: `Bearer ${$("key").value}` } : {});
 
@@ -279,6 +280,8 @@ function recorded() {
 
 $("record").onclick = async () => {
   if (recorder) return recorded();
+  if (asking) return; // whoever sits there may take a while to allow it
+  asking = true;
   try {
     if (!navigator.mediaDevices) throw new Error("browsers allow it over https or at localhost alone");
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
@@ -297,6 +300,8 @@ $("record").onclick = async () => {
   } catch (error) {
     recorder = null;
     $("note").textContent = `No sound can be recorded: ${error.message}`;
+  } finally {
+    asking = false;
   }
 };
 
