@@ -35,3 +35,24 @@ def test_other_work_takes_turns_with_the_answers_under_way(assistant, monkeypatc
     finally:
         worker.stop()
     assert order[:8] == ["other", "step"] * 4
+
+
+def test_who_came_first_is_answered_first(assistant):
+    worker = Worker(lambda: Engine(assistant.model, assistant.tokenizer, rows=1))
+    prompt = assistant.processor.encode_beginning("A red")
+    ended: list[int] = []
+
+    async def follow(number: int, tokens: int) -> None:
+        asked = worker.engine.prepare(prompt, Decoding(tokens, regex="[a-z]{30}"))
+        async for _ in worker.follow(Job([asked], growing=False)):
+            pass
+        ended.append(number)
+
+    async def run() -> None:
+        await asyncio.gather(*(follow(number, tokens) for number, tokens in enumerate((12, 1, 8, 1))))
+
+    try:
+        asyncio.run(asyncio.wait_for(run(), 30))
+    finally:
+        worker.stop()
+    assert ended == [0, 1, 2, 3]
