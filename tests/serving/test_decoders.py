@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import wave
@@ -16,7 +17,20 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from servers import Running, image_part, png, running, scan_bomb, sent, text_part, user
+from servers import (
+    Running,
+    audio_part,
+    image_part,
+    mp4,
+    png,
+    running,
+    scan_bomb,
+    sent,
+    text_part,
+    user,
+    video_part,
+    wav,
+)
 
 from mmgpt.config import VideoEncoderConfig
 from mmgpt.content import Audio, Image, Medium, Video
@@ -117,6 +131,40 @@ def test_what_takes_too_long_is_refused_while_others_are_served(assistant):
             assert own.http.post(CHAT, json=asked(text_part("What?"))).status_code == 200
             assert len(own.service.decoders.busy) == 2
         assert serves(own)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stops processes")
+def test_a_sound_or_video_that_takes_too_long_is_refused_as_well(assistant, tmp_path):
+    with running(assistant, Limits(decoding=2, tokens=64)) as own:
+        assert serves(own)
+        first = [own.service.decoders.free.get_nowait() for _ in range(PROCESSES)]
+        for process in first:
+            process.popen.send_signal(signal.SIGSTOP)  # as slow as can be
+            own.service.decoders.free.put_nowait(process)
+        for part in (audio_part(wav(1)), video_part(mp4(tmp_path, 1))):
+            assert "messages[0].content[0]: not decoded within 2 seconds" in refused(own, part)
+        own.wait_until(lambda: all(process.ended for process in first))
+        assert serves(own)
+
+
+def test_what_limits_refuse_is_not_decoded(assistant):
+    with running(assistant, Limits(media=2, answers=4, tokens=64)) as own:
+        processes = [own.service.decoders.free.get_nowait() for _ in range(PROCESSES)]
+        for process in processes:
+            own.service.decoders.free.put_nowait(process)
+        picture = image_part(png(1))
+        for wrong in (
+            asked(picture, picture, picture),
+            asked(picture, text_part("word " * 200)),
+            asked(picture, n=5, temperature=1),
+            asked(picture) | {"max_tokens": 65},
+            asked(picture, regex="a" * 70_000),
+            asked(picture, tools=[1]),
+        ):
+            assert own.http.post(CHAT, json=wrong).status_code == 400
+        assert [process.at for process in processes] == [""] * PROCESSES
+        assert own.http.post(CHAT, json=asked(picture)).status_code == 200
+        assert any(process.at for process in processes)
 
 
 @contextlib.contextmanager
