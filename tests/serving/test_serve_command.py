@@ -94,6 +94,25 @@ def test_it_serves_with_keys_and_when_told_to_end_finishes_what_it_began(model_d
         assert process.stderr.read() == ""
 
 
+def test_a_stream_under_way_when_it_is_told_to_end_ends_whole(model_directory):
+    with served(model_directory) as (process, url):
+        chats = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).chat.completions
+        asked = {
+            "model": "small",
+            "messages": user(text_part("What?")),
+            "seed": 3,
+            "extra_body": {"regex": "[a-z]{99}"},
+        }
+        whole = chats.create(**asked).choices[0].message.content
+        stream = chats.create(**asked, stream=True)
+        chunks = [next(stream)]
+        process.send_signal(signal.SIGTERM)
+        chunks += stream
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+        assert chunks[-1].choices[0].finish_reason is not None
+        assert process.wait(20) == 0
+
+
 def test_what_is_sent_waits_for_no_acknowledgement():
     with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()[:2]):
         connection, _ = listening.accept()
