@@ -17,6 +17,7 @@ from mmgpt.config import ModelConfig
 from mmgpt.content import Audio, Image, Part, Video
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.faults import Faults
+from mmgpt.data.lazy import lost_of
 from mmgpt.data.loader import FETCHED, told_as_data_error
 from mmgpt.data.mixture import Mixture, chained
 from mmgpt.data.packing import too_large
@@ -73,7 +74,7 @@ class SplitCheck:
     Args:
         samples: Number of samples.
         documents: What is learned from: each readable sample once for each of its answers.
-        broken: Why samples cannot be read, a line each.
+        broken: Why samples cannot be read, a line each, or all the rest of a file.
         too_long: Samples and answers that are readable, but of more tokens than the context or a batch may have.
         tokens: Of a document.
         supervised: Share of the tokens that are learned.
@@ -142,7 +143,7 @@ class _Split:
     def __init__(self, samples: Sequence[Sample]):
         # A mixture draws some samples again and others not at all; each is to be read once.
         self.samples = chained(samples.sources) if isinstance(samples, Mixture) else samples
-        self.broken: list[str] = []
+        self.broken = lost_of(samples)
         self.too_long: list[str] = []
         self.tokens = array("i")
         self.supervised = 0
@@ -320,6 +321,7 @@ def unread(config: DataConfig, error: DataError) -> Unread:
         for split in splits:
             with faults.row():
                 samples = read_samples(own, split)
+                faults.malformed += lost_of(samples)
                 for i in range(len(samples)):
                     with faults.row():
                         _ = samples[i]  # of some formats it is read now

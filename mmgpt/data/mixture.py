@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from mmgpt.data.lazy import LazySamples
+from mmgpt.data.lazy import LazySamples, lost_of
 from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError
 
@@ -62,7 +62,7 @@ class Mixture(LazySamples):
         self.sources = list(sources.values())
         self._quotas = quotas([weights[name] for name in self.names])  # (sources,) draws of each block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
-        super().__init__(range(sum(map(len, self.sources))), self.sample)
+        super().__init__(range(sum(map(len, self.sources))), self.sample, lost_of(*self.sources))
 
     def sample(self, number: int) -> Sample:
         """What draw `number` gives; numbers may go on beyond the length."""
@@ -103,7 +103,7 @@ class Mixture(LazySamples):
 def chained(sources: Sequence[Sequence[Sample]]) -> LazySamples:
     """All samples of the sources, one source after the other."""
     starts = np.cumsum([0, *map(len, sources)])
-    return LazySamples(range(int(starts[-1])), partial(_of_chain, sources, starts))
+    return LazySamples(range(int(starts[-1])), partial(_of_chain, sources, starts), lost_of(*sources))
 
 
 def _of_chain(sources: Sequence[Sequence[Sample]], starts: np.ndarray, row: int) -> Sample:

@@ -60,12 +60,14 @@ def read_webdataset(path: Path, split: str) -> LazySamples:
     faults.missing += [message for shard in shards for message in shard.incomplete(any_media)]
     faults.raise_all()
     codes = np.repeat(np.arange(len(shards)), [len(shard) for shard in shards])
+    # A shard whose name tells no split may have samples of any.
+    lost = [one.lost for one, name in zip(shards, names, strict=True) if one.lost and name in (None, split_name(split))]
     try:
         numbers = row_numbers(names, codes, split)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError("; ".join([f"{path}: {error}", *lost])) from None
     starts = np.cumsum([0, *(len(shard) for shard in shards)])
-    samples = LazySamples(numbers, partial(_sample, shards, starts, split_name(split) == "train"))
+    samples = LazySamples(numbers, partial(_sample, shards, starts, split_name(split) == "train"), lost)
     _ = samples[0]  # so that shards of which nothing can be made are told before training
     return samples
 
@@ -75,7 +77,7 @@ class Shard:
     """Where the files of a tar's samples lie: numbers in arrays, as there may be millions.
 
     The members of sample i are `starts[i]` to `starts[i + 1]` of `kinds` (numbers of suffixes), `offsets` and `sizes`
-    (bytes).
+    (bytes). `lost` tells why there are not more, if the tar is broken.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class Shard:
     kinds: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    lost: str
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -229,7 +232,8 @@ def _index(path: Path) -> Shard:
     if broken:  # and of the sample under way, something may be missing
         del kinds[starts[-1] :], offsets[starts[-1] :], sizes[starts[-1] :]
         after = f"after {keys[-1].decode('utf-8', 'replace')}" if keys else "of it"
-        warnings.warn(f"{path}: {broken}; all samples {after} are lost", stacklevel=2)
+        broken = f"{path}: {broken}; all samples {after} are lost"
+        warnings.warn(broken, stacklevel=2)
     else:
         close()
     return Shard(
@@ -239,6 +243,7 @@ def _index(path: Path) -> Shard:
         np.array(kinds, dtype=np.int8),
         np.array(offsets, dtype=np.int64),
         np.array(sizes, dtype=np.int64),
+        broken,
     )
 
 

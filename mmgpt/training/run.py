@@ -21,6 +21,7 @@ from torch.distributed import is_torchelastic_launched
 
 from mmgpt import checkpoint
 from mmgpt.config import ModelConfig, PairConfig
+from mmgpt.data.lazy import lost_of
 from mmgpt.data.loader import Loader, told_as_data_error
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.readers import limited, read_samples
@@ -165,7 +166,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
-    broken = list(dict.fromkeys(reason for reasons in gathered(module.broken) for reason in reasons))
+    lost = lost_of(train_samples, val_samples)
+    broken = list(dict.fromkeys([*lost, *(reason for reasons in gathered(module.broken) for reason in reasons)]))
     if trainer.is_global_zero:
         save_finished(out, {"config": decisive, "seconds": round(state.seconds, 1), "broken": broken})
     return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)

@@ -1,9 +1,11 @@
 """mmgpt data check on files."""
 
+import io
 import json
+import tarfile
 
 import pytest
-from walls import wall_config, write_walls
+from walls import wall_config, write_shards, write_walls
 
 from mmgpt.cli.train import save_config
 
@@ -41,6 +43,35 @@ def test_broken_data_are_told_in_full_as_json_and_end_with_1(mmgpt_command, tmp_
     assert told.code == 1
     assert told.out.count(".png: is damaged") == 10
     assert "and 2 more" in told.out
+
+
+@pytest.mark.filterwarnings("ignore:.*is cut off")
+def test_a_shard_that_is_cut_off_is_a_fault(mmgpt_command, tmp_path):
+    folder = write_walls(tmp_path / "data")
+    write_shards(folder)
+    shard = folder / "shards" / "train-0.tar"
+    shard.write_bytes(shard.read_bytes()[:-10_000])
+    config = wall_config(folder / "shards", tmp_path / "run")
+    config.data.format = "webdataset"
+    save_config(config)
+    arguments = ("data", "check", tmp_path / "run" / "config.yaml")
+    told = mmgpt_command(*arguments, "--json")
+    assert told.code == 1
+    found = json.loads(told.out)
+    assert (found["sound"], found["val"]["broken"]) == (False, [])
+    [reason] = found["train"]["broken"]
+    assert reason.startswith(f"{shard}: it is cut off")
+    assert 3 <= found["train"]["samples"] < 9
+    told = mmgpt_command(*arguments)
+    assert told.code == 1
+    assert reason in told.out
+    assert ["cannot", "be", "read", "1", "0"] in [line.split() for line in told.out.splitlines()]
+    with tarfile.open(folder / "shards" / "train-1.tar", "a") as tar:
+        text = tarfile.TarInfo("8.json")
+        text.size = 2
+        tar.addfile(text, io.BytesIO(b"[]"))
+    found = json.loads(mmgpt_command(*arguments, "--json").out)
+    assert found["malformed"] == [reason, f"{folder / 'shards' / 'train-1.tar'}: 8.json: not an object of named values"]
 
 
 def test_all_of_the_validation_split_is_read_though_a_run_looks_at_a_few(mmgpt_command, tmp_path):

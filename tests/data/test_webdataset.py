@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import tarfile
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from mmgpt.content import Audio, Image, Text, Video
+from mmgpt.data.mixture import Mixture, chained
 from mmgpt.data.webdataset import read_webdataset
 from mmgpt.errors import DataError, MediaError
 
@@ -117,6 +119,10 @@ def test_a_member_that_is_none_costs_the_rest_of_its_shard_and_is_told(tmp_path,
     with pytest.warns(UserWarning, match=rf"train-0\.tar: {reason}; all samples after 0002 are lost"):
         samples = read_webdataset(tmp_path, "train")
     assert [sample.answers[0] for sample in samples] == ["n1", "n2", "n6", "n7"]  # n0 is held out
+    [lost] = samples.lost
+    assert re.search(rf"^{tmp_path}/train-0\.tar: {reason}; all samples after 0002 are lost$", lost)
+    for some in (samples[1:], chained([samples, [], samples]), Mixture({"a": samples}, {"a": 1.0})):
+        assert some.lost == [lost]
 
 
 def test_a_shard_cut_off_anywhere_keeps_the_samples_that_are_whole(tmp_path):
@@ -135,7 +141,22 @@ def test_a_shard_cut_off_anywhere_keeps_the_samples_that_are_whole(tmp_path):
         assert [shade(sample) for sample in samples] == [int(text[1:]) for text in kept]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(read_webdataset(tmp_path / "whole.tar", "train")) == 3
+        samples = read_webdataset(tmp_path / "whole.tar", "train")
+    assert (len(samples), samples.lost) == (3, [])
+
+
+@pytest.mark.filterwarnings("ignore:.*is cut off")
+def test_what_is_lost_is_told_of_the_split_whose_shard_it_is(tmp_path):
+    for name in ("train", "val"):
+        path = write(tmp_path / f"{name}.tar", *captions(0, 3))
+    path.write_bytes(path.read_bytes()[:5000])
+    assert read_webdataset(tmp_path, "train").lost == []
+    [lost] = read_webdataset(tmp_path, "dev").lost
+    assert lost == f"{path}: it is cut off, damaged or no tar (unexpected end of data); all samples after 0001 are lost"
+    assert read_webdataset(path, "train").lost == read_webdataset(path, "dev").lost == [lost]  # may be of either
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r'nothing is in the split "dev".*; .*val\.tar: it is cut off.* of it are lost'):
+        read_webdataset(tmp_path, "dev")
 
 
 def test_damage_in_the_middle_is_told(tmp_path):

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from tiny import some_audio, tiny_config
-from walls import colour_of, wall_config, write_walls
+from walls import colour_of, wall_config, write_shards, write_walls
 
 import mmgpt
 from mmgpt import checkpoint
@@ -22,6 +22,7 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import AugmentConfig, DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.meter import LOGGED
+from mmgpt.training.report import finish
 from mmgpt.training.run import Data, fit, load_data, make_model, make_tokenizer, precision, read, train
 
 
@@ -61,6 +62,23 @@ def test_a_broken_picture_costs_one_sample_and_is_named_once(learned):
         f"{learned.folder / 'captions.csv'}:15",
     ]
     assert "broken-train.png: is damaged or not a picture" in learned.run.broken[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is cut off")
+def test_the_lost_rest_of_a_shard_is_told_with_what_is_broken(tmp_path):
+    folder = write_walls(tmp_path / "data", broken=("dev",))
+    write_shards(folder)
+    shard = folder / "shards" / "train-0.tar"
+    shard.write_bytes(shard.read_bytes()[:-10_000])
+    config = wall_config(folder / "shards", tmp_path / "run")
+    config.data.format = "webdataset"
+    run = train(config)
+    lost, broken = run.broken
+    assert lost.startswith(f"{shard}: it is cut off")
+    assert "broken-dev.png: is damaged" in broken
+    finish(config, run)
+    assert (run.out / "broken.txt").read_text().splitlines()[0] == lost
+    assert train(replace(config, resume=True)).broken == run.broken
 
 
 def test_a_batch_in_which_all_are_broken_is_stepped_over(tmp_path):
