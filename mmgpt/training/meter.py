@@ -28,11 +28,13 @@ class Meter:
 
     _seen: list[tuple[Tensor, list[list[str]]]] = field(default_factory=list)
 
-    def learned(self, batch: Batch, loss: Loss) -> None:
-        """Note the losses of a batch's documents. Nothing is read from the device yet."""
+    def learned(self, batch: Batch, loss: Loss, only: set[int] | None = None) -> None:
+        """Note the losses of a batch's documents, or of some, by number. Nothing is read from the device yet."""
         targets, count = batch.numbers[batch.targets], len(batch.lengths)
         sums = torch.zeros(count, dtype=torch.float64, device=targets.device).index_add(0, targets, loss.each.double())
         kinds = [["", *{task, shown} - {""}] for task, shown in zip(batch.tasks, batch.modalities, strict=True)]
+        if only is not None:
+            kinds = [names if number in only else [] for number, names in enumerate(kinds)]
         self._seen.append((torch.stack([sums, targets.bincount(minlength=count).double()]), kinds))
 
     def means(self) -> dict[str, float]:

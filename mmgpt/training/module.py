@@ -147,7 +147,7 @@ class MultimodalModule(L.LightningModule):
         return Loss(0 * loss.sum, 0, loss.each[:0])
 
     def on_validation_epoch_start(self) -> None:
-        self.validated, self.mistaken = Meter(), Meter()
+        self.validated, self.matched, self.mistaken = Meter(), Meter(), Meter()
         self.paired = torch.zeros(2)  # sum of the loss of pairs, batches
 
     def validation_step(self, step: Step, index: int) -> None:
@@ -158,19 +158,19 @@ class MultimodalModule(L.LightningModule):
             if batch is not None:
                 self.validated.learned(batch, loss)
             if self.model.pair is None:  # what a medium is worth: by how much the loss grows with another in its place
-                spoilt = batch and exchanged(batch)
-                loss = self._loss(spoilt)
-                if spoilt is not None:
-                    self.mistaken.learned(spoilt, loss)
+                spoilt, changed = exchanged(batch) if batch is not None else (None, set())
+                wrong = self._loss(spoilt)
+                if batch is not None and spoilt is not None:
+                    self.matched.learned(batch, loss, changed)
+                    self.mistaken.learned(spoilt, wrong, changed)
 
     def on_validation_epoch_end(self) -> None:
-        losses, spoilt = self.validated.means(), self.mistaken.means()
+        losses, right, wrong = (meter.means() for meter in (self.validated, self.matched, self.mistaken))
         pair, batches = summed(*self.paired.tolist())
         if "" in losses:
             self.log("val_loss", losses.pop("") + pair / max(1.0, batches), prog_bar=True)
             self.log_dict({f"val_loss/{name}": loss for name, loss in losses.items()})
-        shown = {name for name in spoilt if name and name != "text"}
-        self.log_dict({f"val_gap/{name}": spoilt[name] - losses[name] for name in shown})
+        self.log_dict({f"val_gap/{name}": loss - right[name] for name, loss in wrong.items() if name})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
         settings = self.optimizer
@@ -233,9 +233,13 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     return {f"gradient/{name}": plain(nn.utils.get_total_norm(gradients)) for name, gradients in parts.items()}
 
 
-def exchanged(batch: Batch) -> Batch | None:
-    """The batch with its media exchanged among those of one size; None if none can be."""
-    media, changed = {}, False
+def exchanged(batch: Batch) -> tuple[Batch | None, set[int]]:
+    """The batch with its media exchanged among those of one size, and the documents, by number, that show others alone.
+
+    Where there is no such document, there is no batch either.
+    """
+    media = {}
+    changed = {number for number, shown in enumerate(batch.modalities) if shown != "text"}
     for modality, group in batch.media.items():
         inputs = list(group.inputs)
         alike: dict[Any, list[int]] = defaultdict(list)
@@ -244,6 +248,8 @@ def exchanged(batch: Batch) -> Batch | None:
         for numbers in alike.values():
             for number, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
                 inputs[number] = group.inputs[other]
-            changed |= len(numbers) > 1
         media[modality] = replace(group, inputs=inputs)
-    return replace(batch, media=media) if changed else None
+        rows = [own is other for own, other in zip(group.inputs, inputs, strict=True) for _ in range(own.features)]
+        same = torch.tensor(rows, device=group.rows.device)[group.rows]
+        changed -= set(batch.numbers[group.places[same]].tolist())
+    return replace(batch, media=media) if changed else None, changed

@@ -4,6 +4,7 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from tiny import some_audio, some_image
@@ -12,11 +13,13 @@ from walls import wall_config, write_walls
 from mmgpt.batch import Batch, collate
 from mmgpt.content import Message
 from mmgpt.data.dataset import ExampleDataset
+from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
+from mmgpt.model import MultimodalGPT
 from mmgpt.training import meter
 from mmgpt.training.memory import peak_memory
 from mmgpt.training.meter import Meter
-from mmgpt.training.module import exchanged
+from mmgpt.training.module import MultimodalModule, exchanged
 from mmgpt.training.run import train
 
 
@@ -58,16 +61,55 @@ def test_losses_are_told_apart_by_task_and_by_modality(model, processor):
 
 def test_media_are_exchanged_among_those_of_one_size_and_nothing_else_is(processor):
     pictures = batch(processor, *(("ask", [some_image(i), "What?"], ("a",)) for i in range(3)))
-    spoilt = exchanged(pictures)
+    spoilt, changed = exchanged(pictures)
     assert spoilt is not None
+    assert changed == {0, 1, 2}
     before, after = ([item.digest for item in one.media["image"].inputs] for one in (pictures, spoilt))
     assert sorted(before) == sorted(after)
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert spoilt.ids is pictures.ids
     sounds = batch(processor, *(("ask", [some_audio(i, 1000 + 2000 * i), "What?"], ("a",)) for i in range(2)))
     assert len({item.grid for item in sounds.media["audio"].inputs}) == 2  # of two lengths
-    assert exchanged(sounds) is None
-    assert exchanged(batch(processor, ("ask", ["What?"], ("a",)))) is None
+    assert exchanged(sounds) == (None, set())
+    assert exchanged(batch(processor, ("ask", ["What?"], ("a",)))) == (None, set())
+
+
+def test_documents_are_told_all_of_whose_media_are_others(processor):
+    shown = [
+        [some_audio(0, 1000)], [], [some_audio(1, 1000)], [some_audio(2, 1000), some_audio(3, 3000)],
+        [some_image(0), some_audio(4, 1000)], [some_image(1)],
+    ]  # fmt: skip
+    some = batch(processor, *(("ask", [*media, "What?"], ("a", "b")) for media in shown))
+    spoilt, changed = exchanged(some)
+    assert spoilt is not None
+    assert changed == {0, 1, 4, 5, 8, 9, 10, 11}  # each sample has two answers
+
+
+def test_what_media_are_worth_is_measured_on_the_documents_that_show_others(model, processor):
+    """Of sounds of three lengths, in batches of three documents, those of one length; and it is not in val_loss."""
+    told = [(1000, "boom"), (3000, "a long and winding sound of the sea"), (1000, "a red circle"), (5000, "b c d e")]
+
+    def sample(sound: int, text: int) -> tuple[str, list, tuple[str, ...]]:
+        return "hear", [some_audio(sound, told[sound][0]), "What?"], (told[text][1],)
+
+    def alone(*pairs: tuple[int, int]) -> float:
+        losses = [model.loss(batch(processor, sample(*pair))) for pair in pairs]
+        return float(sum(loss.sum for loss in losses)) / sum(loss.count for loss in losses)
+
+    samples = [Sample((Message.of("user", *p),), a, task, "x") for task, p, a in (sample(i, i) for i in range(4))]
+    module = MultimodalModule(MultimodalGPT(model.config))
+    module.model.load_state_dict(model.state_dict())
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.validate(module, Loader(samples, processor, batch_size=3), verbose=False)
+    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    with torch.no_grad():
+        gap = alone((0, 2), (2, 0)) - alone((0, 0), (2, 2))
+        assert abs(gap) > 1e-5
+        assert measured["val_gap/audio"] == measured["val_gap/hear"] == pytest.approx(gap, abs=1e-6)
+        assert measured["val_loss"] == pytest.approx(alone(*((i, i) for i in range(4))), rel=1e-5)
 
 
 def columns(out: Path) -> dict[str, list[float]]:
