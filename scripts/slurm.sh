@@ -14,6 +14,9 @@
 #SBATCH --open-mode append
 set -euo pipefail
 
+# Seconds, of the two minutes below, in which processes end their step and keep their state; else torchrun gives them 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpus-per-task "$SLURM_CPUS_PER_TASK" uv run --no-sync torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node gpu \

@@ -1,16 +1,19 @@
 """scripts/slurm.sh with SLURM's commands played by small scripts."""
 
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm.sh"
 SCONTROL = '[ $1 = show ] && printf "node7\\nnode8\\n" || echo "$@" >> scontrol.log'
-SRUN = """printf '%s\\n' "$@" > srun.log.draft; mv srun.log.draft srun.log
+SRUN = """echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > patience.log
+printf '%s\\n' "$@" > srun.log.draft; mv srun.log.draft srun.log
 trap 'echo told >> srun.log; exit 143' TERM
 while [ ! -e end ]; do sleep 0.05; done
 exit 3"""
@@ -50,3 +53,11 @@ def test_a_job_whose_time_is_up_tells_the_run_and_is_put_into_the_queue_again(jo
     assert job.wait(60) == 143
     assert (tmp_path / "srun.log").read_text().endswith("told\n")
     assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
+
+
+def test_torchrun_waits_for_its_processes_for_nearly_as_long_as_slurm_does(job, tmp_path, monkeypatch):
+    [notice] = re.findall(r"^#SBATCH --signal B:TERM@(\d+)$", SCRIPT.read_text(), re.MULTILINE)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", (tmp_path / "patience.log").read_text().strip())
+    patience = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout
+    assert patience is not None
+    assert int(notice) - 20 <= patience < int(notice)
