@@ -164,6 +164,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         save_every=max(1, trial_steps - 1) if steps > config.save_every else sys.maxsize,
         resume=False,
         cache=None,
+        loggers=[],
     )
     watch = Watch(findings, available, here if config.sharded else 1)
     everyone = [sample for sample in chosen for _ in range(here)]  # each process takes steps on all that is chosen

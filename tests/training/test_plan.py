@@ -36,9 +36,10 @@ def sized(number: int, **costs: int) -> Sized:
     return Sized(Sample((Message.of("user", str(number)),), ("yes",), "ask", f"x:{number}"), costs)
 
 
-def test_the_trial_counts_what_the_run_then_has(walls, tmp_path):
+def test_the_trial_counts_what_the_run_then_has(walls, tmp_path, monkeypatch):
     findings = Findings(tmp_path / "trial" / "result.json")
-    trial.run(replace(walls, train=["adapters", "gpt"]), findings, 1 << 40)
+    monkeypatch.setattr("mmgpt.training.run.WandbLogger", lambda **_: pytest.fail("the trial is told to wandb"))
+    trial.run(replace(walls, train=["adapters", "gpt"], loggers=["wandb"]), findings, 1 << 40)
     found = json.loads(findings.path.read_text())
     assert found == findings.values
     run = train(walls)
