@@ -149,8 +149,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
             checkpoints,
             ShowSamples(out, tokenizer, [val_samples[i] for i in range(min(shown, len(val_samples)))]),
             *([] if averages is None else [averages]),
+            Watch(config.batch_tokens),  # before what saves states, which is no waiting for data
             state,
-            Watch(config.batch_tokens),
             EndTogether(),
             *callbacks,
         ],

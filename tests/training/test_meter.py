@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.model import MultimodalGPT
-from mmgpt.training import meter
+from mmgpt.training import callbacks, meter
 from mmgpt.training.memory import peak_memory
-from mmgpt.training.meter import Meter
+from mmgpt.training.meter import LOGGED, Meter
 from mmgpt.training.module import MultimodalModule, exchanged
 from mmgpt.training.run import train
 
@@ -138,6 +139,14 @@ def test_a_run_logs_what_it_does_with_its_time(logged):
     assert all(0.5 < value <= 1 for value in log["fill"])
     assert log["memory_gb"] == sorted(log["memory_gb"])
     assert log["memory_gb"][-1] <= peak_memory() / 1e9 + 1e-6  # logged in single precision
+
+
+def test_time_in_which_states_are_written_is_not_waited_for_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "save_state", lambda *_: time.sleep(0.2))
+    config = wall_config(write_walls(tmp_path / "walls"), tmp_path / "run", steps=LOGGED, save_every=1)
+    train(config)
+    [wait] = columns(tmp_path / "run")["wait"]
+    assert wait < 0.5
 
 
 def test_the_line_of_progress_tells_what_is_logged(logged):
