@@ -27,23 +27,28 @@ def prepare(model: MultimodalGPT, config: TrainConfig, precision: str) -> dict[s
         precision: What the encoders compute in, as the Trainer is told.
 
     Raises:
-        ConfigError: a cache behind random changes of its media, no folder or no size for it.
+        ConfigError: a cache behind random changes of its media, no folder or no size for it; or masks for an encoder
+            that is not trained.
     """
     frozen = {
         modality: encoder.eval()
         for modality, encoder in model.encoders.items()
         if not any(parameter.requires_grad for parameter in encoder.parameters())
     }
+    if config.augment.spec and "audio" in frozen:
+        raise ConfigError(
+            "augment.spec: masks spectrograms for an encoder that learns, and the audio encoder is frozen; leave out "
+            "one of the two"
+        )
     if not config.cache:
         return {}
     if not config.cache_gb > 0:
         raise ConfigError(f"cache_gb: must be above 0, not {config.cache_gb}")
-    for modality, changed in (("image", config.augment.pictures), ("audio", config.augment.spec)):
-        if changed and modality in frozen:
-            raise ConfigError(
-                f"cache: what is kept of the frozen {modality} encoder is the same in every epoch, and augment asks "
-                "for random changes; leave out one of the two"
-            )
+    if config.augment.pictures and "image" in frozen:
+        raise ConfigError(
+            "cache: what is kept of the frozen image encoder is the same in every epoch, and augment asks for random "
+            "changes; leave out one of the two"
+        )
     model.features = FeatureCache(config.cache, int(config.cache_gb * 1e9))
     print(f"features kept in {config.cache}: {', '.join(frozen) or 'none, as no encoder is frozen'}", flush=True)
     return {modality: EncoderCache(model.features, fingerprint(model, modality, precision)) for modality in frozen}

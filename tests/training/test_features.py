@@ -205,8 +205,17 @@ def test_only_what_is_changed_at_random_cannot_be_kept(tokenizer, tmp_path):
     for modality, config in cached.items():
         model = frozen_model(tokenizer, f"encoders.{modality}", video=None)
         assert list(prepare(model, config, "32-true")) == [modality]
-    with pytest.raises(ConfigError, match="cache: what is kept of the frozen audio encoder is the same in every epoch"):
-        prepare(frozen_model(tokenizer, "encoders.audio"), cached["image"], "32-true")
+    with pytest.raises(ConfigError, match="cache: what is kept of the frozen image encoder is the same in every epoch"):
+        prepare(frozen_model(tokenizer, "encoders.image"), cached["audio"], "32-true")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_masks_for_an_audio_encoder_that_does_not_learn_are_refused(tokenizer, tmp_path, cached):
+    """It is in evaluation mode, in which nothing is masked."""
+    config = TrainConfig(cache=str(tmp_path) if cached else None, augment=AugmentConfig(spec=True))
+    with pytest.raises(ConfigError, match=r"augment\.spec: masks .* and the audio encoder is frozen; leave out one"):
+        prepare(frozen_model(tokenizer, "encoders.audio"), config, "32-true")
+    assert prepare(frozen_model(tokenizer, "encoders.image"), replace(config, cache=None), "32-true") == {}
 
 
 # Runs
