@@ -24,7 +24,7 @@ from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.averages import AverageWeights
 from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import is_sharded, plain
+from mmgpt.training.parallel import gather, is_sharded
 from mmgpt.training.state import (
     check_config,
     load_averages,
@@ -53,8 +53,7 @@ class KeepCheckpoints(L.Callback):
         assert isinstance(pl_module, MultimodalModule)
         self.saved_at = trainer.global_step
         model = merged(pl_module.model)
-        # Of a model that is divided all processes give their parts, and the first one writes.
-        tensors = {name: plain(tensor) for name, tensor in checkpoint.tensors_of(model).items()}
+        tensors = gather(checkpoint.tensors_of(model))
         loss = trainer.callback_metrics.get("val_loss")
         told = {**self.training, "steps": trainer.global_step}
         if loss is not None:

@@ -1,6 +1,7 @@
 """Several processes as one: how a model is trained by them, whole in each or divided among them."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from mmgpt.distributed import rank
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import TrainConfig
@@ -83,6 +85,19 @@ def is_sharded(model: nn.Module) -> bool:
 def plain(tensor: Tensor) -> Tensor:
     """A tensor that is whole in this process; for one that is divided, all processes must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, whole, in the first process and its CPU's memory; all processes must ask, the others have nothing of it.
+
+    One after the other: where a model is divided, no device need have room for all of it.
+    """
+    kept = {}
+    for name, tensor in tensors.items():
+        whole = plain(tensor.detach())
+        if rank() == 0:
+            kept[name] = whole.cpu()
+    return kept
 
 
 def own_part(tensor: Tensor) -> Tensor:

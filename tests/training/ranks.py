@@ -6,13 +6,18 @@ torchrun --nproc-per-node 2 ranks.py OUT
 import os
 import sys
 import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import some_audio, some_image, some_video, tiny_config
+from torch import Tensor
 
 from mmgpt.config import AudioEncoderConfig, GPTConfig, PairConfig
 from mmgpt.content import Message
@@ -24,9 +29,10 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.run_config import OptimizerConfig
 from mmgpt.tokenizer import Tokenizer
+from mmgpt.training import parallel
 from mmgpt.training.averages import AverageWeights
 from mmgpt.training.module import BLANK, MultimodalModule
-from mmgpt.training.parallel import is_sharded, own_part, plain
+from mmgpt.training.parallel import gather, is_sharded, own_part, plain
 from mmgpt.training.state import load_averages, load_weights, save_state
 
 # What the samples show, in turn: of two processes the first has the even ones, the second the odd ones.
@@ -78,12 +84,30 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     name = f"{case}{' beside the sequence' if crossing else ''}{' accumulated' if 'accumulate' in loading else ''}"
     name += " divided" if sharded else ""
     through_a_state(out / name, module.model, trainer, averages)
-    learned = {name: plain(parameter.detach().clone()) for name, parameter in module.model.named_parameters()}
+    learned = gather({name: parameter.detach().clone() for name, parameter in module.model.named_parameters()})
     averages.exchange(module)
-    learned |= {f"average {name}": plain(parameter.detach()) for name, parameter in module.model.named_parameters()}
+    with most_alive(out) if sharded else nullcontext():
+        learned |= gather({f"average {name}": parameter for name, parameter in module.model.named_parameters()})
     if trainer.is_global_zero:
         learned["val_loss"] = trainer.callback_metrics["val_loss"].reshape(1)
         save_file(learned, out / f"{name}.safetensors")
+
+
+@contextmanager
+def most_alive(out: Path) -> Iterator[None]:
+    """How many whole tensors each process has had at once."""
+    made, most = [], 0
+
+    def watched(tensor: Tensor) -> Tensor:
+        nonlocal most
+        whole = plain(tensor)
+        made.append(weakref.ref(whole))
+        most = max(most, sum(one() is not None for one in made))
+        return whole
+
+    with patch.object(parallel, "plain", watched):
+        yield
+    (out / f"alive.{os.environ.get('RANK', 0)}").write_text(str(most))
 
 
 def break_down(out: Path) -> None:

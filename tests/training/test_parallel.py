@@ -71,6 +71,12 @@ def test_where_the_loss_is_not_finite_every_process_names_the_samples_of_all(lea
     assert '"x:0, x:2, x:1, x:3"' in told[0]
 
 
+def test_a_divided_model_is_whole_in_the_first_process_alone(learned):
+    """The others have one tensor and the one before it."""
+    most = [int((learned[2] / f"alive.{rank}").read_text()) for rank in range(2)]
+    assert most[1] <= 2 < 20 < most[0]
+
+
 def test_zero_gives_each_trained_parameter_a_gradient_of_zero():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     model[1].weight.requires_grad_(False)
