@@ -207,6 +207,18 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path):
     assert 5000 < train(dataclasses.replace(config, resume=True)).seconds < 5600
 
 
+def test_a_run_is_resumed_by_as_many_processes(tmp_path):
+    """Those of torchrun, of which the configuration does not tell."""
+    config = a_state(tmp_path)
+    state = states(tmp_path / "run")[-1]
+    values = read_values(state)
+    (state / "state.json").write_text(json.dumps({**values, "processes": 2 * values["processes"]}))
+    with pytest.raises(TrainingError, match=r"000000003: is of 2 processes, .*; resume with as many, not 1"):
+        train(dataclasses.replace(config, resume=True))
+    (state / "state.json").write_text(json.dumps(values))
+    train(dataclasses.replace(config, resume=True))
+
+
 def test_a_state_that_cannot_be_read_is_named(tmp_path):
     config = a_state(tmp_path)
     state = states(tmp_path / "run")[-1]
