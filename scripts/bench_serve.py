@@ -109,6 +109,14 @@ def sound(number: int) -> bytes:
     return file.getvalue()
 
 
+def part(kind: str, data: bytes) -> dict[str, Any]:
+    """What shows a medium in a message."""
+    encoded = base64.b64encode(data).decode()
+    if kind == "audio":
+        return {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{kind}/any;base64,{encoded}"}}
+
+
 def request(number: int) -> Request:
     """Pictures, sounds and texts in turn, each another."""
     question = f"what is {number % 7} of the {('red', 'blue', 'green')[number % 3]} circle"
@@ -116,12 +124,10 @@ def request(number: int) -> Request:
     parts, prompt = [], []
     if kind == 0:
         data = picture(number)
-        parts = [{"type": "image_url", "image_url": {"url": _data_url(data, "image/jpeg")}}]
-        prompt = [mmgpt.Image(data)]
+        parts, prompt = [part("image", data)], [mmgpt.Image(data)]
     elif kind == 1:
         data = sound(number)
-        audio = {"data": base64.b64encode(data).decode(), "format": "wav"}
-        parts, prompt = [{"type": "input_audio", "input_audio": audio}], [mmgpt.Audio(data)]
+        parts, prompt = [part("audio", data)], [mmgpt.Audio(data)]
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
     body = {"messages": [message], "temperature": 0, "max_tokens": TOKENS, "stream": True}
     body["stream_options"] = {"include_usage": True}
@@ -146,12 +152,6 @@ def hostile(number: int) -> Attack:
     def asking(*content: Any, **changes: Any) -> Attack:
         return Attack(json.dumps(good | {"messages": [{"role": "user", "content": list(content)}]} | changes).encode())
 
-    def showing(data: bytes, kind: str = "image") -> Attack:
-        return asking({"type": f"{kind}_url", f"{kind}_url": {"url": _data_url(data, f"{kind}/any")}})
-
-    def playing(data: bytes) -> Attack:
-        return asking({"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode()}})
-
     def form(data: bytes) -> bytes:
         head = b'--limit\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
         return head + data + b"\r\n--limit--\r\n"
@@ -160,13 +160,13 @@ def hostile(number: int) -> Attack:
     endless = b"RIFF\xff\xff\xff\xffWAVEfmt " + sound(0)[16:40] + b"\xff\xff\xff\x7f" + bytes(64)
     transcriptions, multipart = "/v1/audio/transcriptions", "multipart/form-data; boundary=limit"
     kinds: list[Callable[[], Attack]] = [
-        lambda: showing(picture(number)[:400]),
-        lambda: showing(huge),
-        lambda: showing(chance.bytes(2000)),
-        lambda: showing(chance.bytes(2000), "video"),
-        lambda: showing(b"\0\0\0\x18ftypisom" + chance.bytes(4000), "video"),
-        lambda: playing(chance.bytes(2000)),
-        lambda: playing(endless[: 30 + number % 60]),
+        lambda: asking(part("image", picture(number)[:400])),
+        lambda: asking(part("image", huge)),
+        lambda: asking(part("image", chance.bytes(2000))),
+        lambda: asking(part("video", chance.bytes(2000))),
+        lambda: asking(part("video", b"\0\0\0\x18ftypisom" + chance.bytes(4000))),
+        lambda: asking(part("audio", chance.bytes(2000))),
+        lambda: asking(part("audio", endless[: 30 + number % 60])),
         lambda: Attack(form(chance.bytes(3000)), transcriptions, multipart),
         lambda: Attack(form(sound(number))[: 40 + number % 400], transcriptions, multipart),
         lambda: Attack(json.dumps(good).encode()[:-30]),
@@ -177,10 +177,6 @@ def hostile(number: int) -> Attack:
         lambda: Attack(json.dumps(request(number % KINDS).body).encode(), leaves=True),
     ]
     return kinds[number % len(kinds)]()
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 class Server:
