@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, tee
 from typing import Any, TypeAlias
@@ -21,6 +20,7 @@ from mmgpt.evaluation.metrics.likelihood import Cost
 from mmgpt.generation import Decoding, Engine, Request
 from mmgpt.processor import TooLongError
 from mmgpt.resumable import as_json
+from mmgpt.threads import helpers
 
 GROUP = 64  # samples under way at once
 TOKENS = 4096  # or more, that are looked at together where nothing is said
@@ -196,7 +196,7 @@ def _encoded(
     if not threads:
         yield from map(encode, asked)
         return
-    pool, waiting = ThreadPoolExecutor(threads), iter(asked)
+    pool, waiting = helpers(threads, "decode"), iter(asked)
     try:
         ahead = deque(pool.submit(encode, one) for one in islice(waiting, GROUP))
         while ahead:

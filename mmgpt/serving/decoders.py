@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +14,7 @@ from mmgpt.content import Medium
 from mmgpt.errors import MediaError
 from mmgpt.serving.decoder import READY, BrokenError, Decoded, receive_medium, send_medium
 from mmgpt.serving.settings import ENVIRONMENT
+from mmgpt.threads import helpers
 
 T = TypeVar("T")
 PROCESSES = 2
@@ -37,7 +37,7 @@ class Decoders:
 
     def __init__(self, seconds: int, memory: int):
         self.seconds, self.memory = seconds, memory
-        self._threads = ThreadPoolExecutor(PROCESSES, "decode")
+        self.threads = helpers(PROCESSES, "decode")
         self.free: asyncio.Queue[Process | None] = asyncio.Queue()  # None: it could not be started
         self.busy: set[Process] = set()
         for _ in range(PROCESSES):
@@ -66,14 +66,14 @@ class Decoders:
             self.free.put_nowait(self._kept(process))
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
     def _kept(self, process: "Process | None") -> "Process | None":
         """The process, or another one if it is still at work."""
         if process is None or process.idle:
             return process
         process.kill()
-        self._threads.submit(process.end)
+        self.threads.submit(process.end)
         with contextlib.suppress(OSError):
             return Process(self.seconds, self.memory)
         return None
@@ -82,7 +82,7 @@ class Decoders:
         while not self.free.empty():
             if (process := self.free.get_nowait()) is not None:
                 process.end()
-        self._threads.shutdown(wait=False)
+        self.threads.shutdown(wait=False)
 
 
 class Process:

@@ -42,6 +42,7 @@ from mmgpt.serving.schema import (
 from mmgpt.serving.settings import Limits
 from mmgpt.serving.worker import Job, Worker
 from mmgpt.tasks import TASKS
+from mmgpt.threads import helpers
 
 T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
@@ -91,8 +92,8 @@ class Service:
         }
         self.processor = Processor(replace(model.config, **lowered), tokenizer, max_pixels=limits.pixels)
         self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
-        self.pool = ThreadPoolExecutor(ENCODERS, "encode")
-        self.explaining = ThreadPoolExecutor(1, "explain")
+        self.pool = helpers(ENCODERS, "encode")
+        self.explaining = helpers(1, "explain")
         self.moderating = ThreadPoolExecutor(MODERATORS, "moderate")
         self.decoders = Decoders(limits.decoding, limits.memory)
         self.running, self.held, self.draining = 0, 0, False

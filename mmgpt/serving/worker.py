@@ -55,18 +55,19 @@ class Worker:
     """Owns an engine in a thread of its own, and steps it while there is work: who came first is let in first.
 
     Args:
-        build: Makes the engine; called again should it fail, since what it holds is then of no use.
+        build: Makes the engine, in that thread; called again should it fail, since what it holds is then of no use.
     """
 
     def __init__(self, build: Callable[[], Engine]):
         self._build = build
-        self.engine = build()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # The thread's own: jobs with how many tokens were told of each, and other work that waits for its turn.
         self._jobs: dict[Job, int] = {}
         self._calls: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        built: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._run, args=(built,), name="engine", daemon=True)
         self._thread.start()
+        self.engine = built.result()
 
     @property
     def waiting(self) -> int:
@@ -112,7 +113,12 @@ class Worker:
 
     # What runs in the thread
 
-    def _run(self) -> None:
+    def _run(self, built: concurrent.futures.Future[Engine]) -> None:
+        try:
+            built.set_result(self._build())
+        except Exception as error:
+            built.set_exception(error)
+            return
         while True:
             while not (self._jobs or self._calls) or not self._inbox.empty():
                 if (command := self._inbox.get()) is None:

@@ -3,6 +3,9 @@
 import asyncio
 import threading
 
+import torch
+from servers import running
+
 from mmgpt.generation import Decoding, Engine
 from mmgpt.serving.worker import Job, Worker
 
@@ -56,3 +59,16 @@ def test_who_came_first_is_answered_first(assistant):
     finally:
         worker.stop()
     assert ended == [0, 1, 2, 3]
+
+
+def test_the_engine_has_all_threads_and_whatever_else_a_server_does_computes_alone(assistant):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with running(assistant) as server:
+            service = server.service
+            assert asyncio.run(service.worker.call(torch.get_num_threads)) == 3
+            for pool in (service.pool, service.explaining, service.decoders.threads):
+                assert pool.submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)
