@@ -120,14 +120,28 @@ class Batch:
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return torch.arange(len(lengths), device=self.ids.device).repeat_interleave(lengths)
 
+    @property
+    def answers(self) -> list[Tensor]:
+        """The supervised token ids of each document."""
+        pieces = zip(self.ids.split(self.lengths), self.supervised.split(self.lengths), strict=True)
+        return [ids[supervised] for ids, supervised in pieces]
+
+    @cached_property
+    def shown(self) -> list[list[tuple[str, int]]]:
+        """The media that each document shows, once each: the modality, and which of its inputs."""
+        shown: list[list[tuple[str, int]]] = [[] for _ in self.lengths]
+        for modality, group in sorted(self.media.items()):
+            sizes = torch.tensor([item.features for item in group.inputs])
+            inputs = torch.arange(len(sizes)).repeat_interleave(sizes)[group.rows.cpu()]
+            pairs = torch.stack([self.numbers[group.places].cpu(), inputs], dim=1).unique(dim=0)
+            for document, index in pairs.tolist():
+                shown[document].append((modality, index))
+        return shown
+
     @cached_property
     def modalities(self) -> list[str]:
         """What each document shows: "image", "audio + image", ...; "text" where it shows nothing."""
-        shown: list[list[str]] = [[] for _ in self.lengths]
-        for modality, media in sorted(self.media.items()):
-            for number in self.numbers[media.places].unique().tolist():
-                shown[number].append(modality)
-        return [" + ".join(names) or "text" for names in shown]
+        return [" + ".join(sorted({modality for modality, _ in own})) or "text" for own in self.shown]
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -301,6 +301,7 @@ class ModelConfig:
         video: The video encoder, which needs the image encoder.
         adapters: The adapter of each modality, by its name; a modality not named here gets an mlp.
         pair: Pair media with texts; None for a model that does not.
+        ctc: Weight of the CTC loss of sound and video encoders beside the GPT's (`mmgpt.ctc`); 0: they have none.
     """
 
     gpt: GPTConfig = field(default_factory=GPTConfig)
@@ -309,6 +310,7 @@ class ModelConfig:
     video: VideoEncoderConfig | None = None
     adapters: dict[str, AdapterConfig] = field(default_factory=dict)
     pair: PairConfig | None = None
+    ctc: float = 0.0
 
     def adapter(self, modality: str) -> AdapterConfig:
         return self.adapters.get(modality, AdapterConfig())

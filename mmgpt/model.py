@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmgpt.batch import Batch, MediaInput
 from mmgpt.config import LossPer, ModelConfig
+from mmgpt.ctc import CTC
 from mmgpt.encoders import ENCODERS
 from mmgpt.encoders.base import Encoder, ragged
 from mmgpt.errors import ConfigError, DataError
@@ -48,7 +49,8 @@ class MultimodalGPT(nn.Module):
 
     A medium goes encoder -> adapter -> slots of the token sequence; from there on the GPT sees only tokens. Where
     config.gpt.cross is set, it goes encoder -> adapter -> the GPT's cross-attention instead, and has no slots. Where
-    config.pair is set, the encoder's tokens are also paired with texts (`pair`).
+    config.pair is set, the encoder's tokens are also paired with texts (`pair`); where config.ctc is, they are trained
+    to spell the answer by themselves (`ctc`).
 
     Args:
         config: What to build. `model.config` is the resolved configuration, with the encoders' own sizes filled in.
@@ -85,6 +87,11 @@ class MultimodalGPT(nn.Module):
         if config.pair is not None:
             self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, widths)
             resolved.pair = self.pair.config
+        if config.ctc and not config.answers:
+            raise ConfigError(
+                "model.ctc: stands beside the loss of answers, but pair.caption is 0; leave out one of them"
+            )
+        self.ctc = CTC(config.gpt.vocab_size, widths) if config.ctc else None
         self.config = resolved
         self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
         self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
@@ -193,7 +200,7 @@ class MultimodalGPT(nn.Module):
         return self.gpt.head(self.hidden(batch))
 
     def loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
-        """Next-token cross-entropy on the supervised tokens, and where media and texts are paired that loss beside it.
+        """Next-token cross-entropy on the supervised tokens; beside it the loss of pairs, and CTC's in its sum.
 
         Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
         several processes all must call it together where there are pairs: those of one are compared with the others'.
@@ -207,12 +214,13 @@ class MultimodalGPT(nn.Module):
         if targets is not None and not len(targets):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
         pair: Tensor | float = 0.0
+        tokens: dict[str, Tensor] = {}
+        if batch is not None and (self.pair is not None or self.ctc is not None):
+            tokens = {name: self.media_tokens(name, group.inputs) for name, group in batch.media.items()}
         if self.pair is not None:
-            tokens = (
-                {name: self.media_tokens(name, group.inputs) for name, group in batch.media.items()} if batch else {}
-            )
             pair = self.pair.loss(batch, tokens) * self.pair.config.weight
-            batch = batch and _encoded(batch, tokens)
+        if batch is not None and tokens:
+            batch = _encoded(batch, tokens)
         also = torch.zeros((), device=self.device) if self.also is None else self.also(self)
         if batch is None or targets is None or not self.config.answers:
             count = 0 if targets is None else len(targets)
@@ -226,6 +234,8 @@ class MultimodalGPT(nn.Module):
         total, each = self.gpt.loss(hidden, batch.ids[targets], weights, smoothing)
         if self.pair is not None:
             total = total * self.pair.config.caption
+        if self.ctc is not None:
+            total = total + self.config.ctc * self.ctc.loss(batch, tokens, per)
         return Loss(total + also, count, each, pair)
 
 

@@ -174,18 +174,10 @@ def matches(pairs: Iterable[tuple[Hashable, Hashable]], media: Iterable[Hashable
 
 def _pairs(batch: Batch) -> tuple[dict[str, dict[bytes, int]], dict[Text, Tensor], list[tuple[bytes, Text]]]:
     """The media to pair, by modality and name, with their places among the inputs; the texts; and which are pairs."""
-    numbers = batch.numbers.cpu()
-    shown: list[set[tuple[str, int]]] = [set() for _ in batch.lengths]
-    for modality, group in batch.media.items():
-        sizes = torch.tensor([item.features for item in group.inputs])
-        inputs = torch.arange(len(sizes)).repeat_interleave(sizes)[group.rows.cpu()].tolist()
-        for document, index in set(zip(numbers[group.places.cpu()].tolist(), inputs, strict=True)):
-            shown[document].add((modality, index))
     media: dict[str, dict[bytes, int]] = {}
     texts: dict[Text, Tensor] = {}
     pairs = []
-    for seen, ids, learn in zip(shown, *(x.split(batch.lengths) for x in (batch.ids, batch.supervised)), strict=True):
-        said = ids[learn]
+    for seen, said in zip(batch.shown, batch.answers, strict=True):
         if len(seen) == 1 and len(said):
             ((modality, index),) = seen
             item, text = batch.media[modality].inputs[index], tuple(said.tolist())

@@ -68,6 +68,8 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
     config.gpt.cross = "inside" if crossing else None
     if case == "encoders alike":  # all weights but the first convolution's have the shapes of the other's
         config.audio = AudioEncoderConfig(config.image.name, sample_rate=8000, mels=32, args=config.image.args)
+    if case == "text and sound":
+        config.ctc = 0.5
     if case in PAIRED:
         text = GPTConfig(width=16, layers=1, heads=2, context=160)
         config.pair = PairConfig(case, 16, text, heads=2, caption=0.0 if case == "siglip" else 1.0)
