@@ -231,6 +231,7 @@ class VideoEncoderConfig:
         frames: Number of frames, evenly spaced over the clip.
         grid: Rows and columns each frame's token grid is average-pooled to: the token budget of a frame.
         sound: Encode the sound track too, if the model has an audio encoder.
+        layers: Convolutions over time between the frames' tokens, each of which reaches two frames back and ahead.
         max_seconds: Longer clips are refused.
         width: Size of a token (resolved).
     """
@@ -238,6 +239,7 @@ class VideoEncoderConfig:
     frames: int = 8
     grid: tuple[int, int] = (2, 2)
     sound: bool = True
+    layers: int = 0
     max_seconds: float = 60.0
     width: int | None = None
 

@@ -13,11 +13,13 @@ A foreign model without the template (tokenizer.plain) does one task alone, and 
     part ... <start> text <end>
 """
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -46,7 +48,8 @@ class Processor:
     Args:
         config: The model's resolved configuration (model.config).
         tokenizer: The model's tokenizer.
-        augment: Called on each decoded picture while training, before it is resized.
+        augment: Called on each decoded picture and frame while training, before it is resized. Its chance is drawn from
+            `random`, and is the same for all frames of a clip.
         caches: Where the tokens of frozen encoders are kept, by modality; media found there are not decoded.
         max_pixels: Larger pictures and frames are refused before they are decoded.
 
@@ -62,7 +65,7 @@ class Processor:
         caches: Mapping[str, EncoderCache] | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        if augment is not None and caches and "image" in caches:
+        if augment is not None and caches and "image" in caches:  # as it is wherever "video" is
             raise ConfigError("cache: pictures changed at random have no features to keep; leave out one of the two")
         self.config = config
         self.tokenizer = tokenizer
@@ -209,9 +212,19 @@ class Processor:
         assert config is not None
         assert self.config.image is not None
         sound = None if clip.sound is None else self._samples(clip.sound)
-        frames = frames_to_pixels(clip.frames, self.config.image)
+        frames = frames_to_pixels(self._augmented(clip.frames), self.config.image)
         grid = video_grid(config, self.config.audio, 0 if sound is None else len(sound))
         return self._input("video", frames, grid, sound)
+
+    def _augmented(self, frames: np.ndarray) -> np.ndarray:
+        """The frames of a clip (time, height, width, 3), all changed in the same way."""
+        if self.augment is None:
+            return frames
+        chance, changed = random.getstate(), []
+        for frame in frames:
+            random.setstate(chance)
+            changed.append(self.augment(PIL.Image.fromarray(frame)))
+        return np.stack(changed)
 
     def _samples(self, sound: Waveform) -> Tensor:
         """(samples,) float32 at the encoder's rate."""

@@ -129,7 +129,9 @@ class LoraConfig:
 
 @dataclass
 class AugmentConfig:
-    """Random changes of media in training, drawn anew for each sample in each epoch; of pictures, not of frames.
+    """Random changes of media in training, drawn anew for each sample in each epoch.
+
+    Those of pictures are of clips too, the same for all frames of one.
 
     Args:
         crop: Least share of each side of a picture that is kept; 1 keeps it whole.

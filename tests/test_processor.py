@@ -1,16 +1,20 @@
+import random
 from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import some_audio, some_image, some_video
 
 from mmgpt.config import audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Audio, Image, Message, Text
+from mmgpt.content import Audio, Image, Message, Text, Video
 from mmgpt.errors import MediaError
 from mmgpt.processor import Processor, TooLongError
+from mmgpt.run_config import AugmentConfig
+from mmgpt.training.augment import PictureAugment
 
 
 def supervised_text(processor, example) -> str:
@@ -174,7 +178,7 @@ def test_a_sound_of_next_to_no_samples_a_second_is_refused(processor):
         processor.media_input(Audio(np.zeros(6, dtype=np.float32), 3))
 
 
-def test_augmentation_is_of_pictures_as_they_come_and_not_of_frames(processor, tokenizer):
+def test_augmentation_is_of_pictures_and_frames_as_they_come(processor, tokenizer):
     seen = []
 
     def painted(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -184,8 +188,19 @@ def test_augmentation_is_of_pictures_as_they_come_and_not_of_frames(processor, t
     learner = Processor(processor.config, tokenizer, augment=painted)
     pixels = learner.media_input(some_image(0)).data
     assert pixels.flatten(1).T.unique(dim=0).tolist() == [[200, 100, 50]]
-    assert (learner.media_input(some_video(0)).data == processor.media_input(some_video(0)).data).all()
-    assert seen == [(40, 40)]
+    frames = learner.media_input(some_video(0)).data
+    assert frames.movedim(1, -1).flatten(0, 2).unique(dim=0).tolist() == [[200, 100, 50]]
+    assert seen == [(40, 40), (32, 32), (32, 32)]
+
+
+def test_all_frames_of_a_clip_are_changed_alike_and_those_of_the_next_otherwise(processor, tokenizer):
+    learner = Processor(processor.config, tokenizer, augment=PictureAugment(AugmentConfig(crop=0.3)))
+    noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(3, axis=0)
+    random.seed(0)
+    first, second = learner.media_input(Video(noise, 4.0)).data, learner.media_input(Video(noise, 4.0)).data
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], second[0])
+    assert not torch.equal(first, processor.media_input(Video(noise, 4.0)).data)
 
 
 def test_pictures_take_the_height_and_width_of_the_encoder(processor, tokenizer):

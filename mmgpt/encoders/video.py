@@ -18,7 +18,9 @@ class VideoEncoder(Encoder):
     """Clips to tokens: each frame's grid averaged down to config.grid, frame by frame, then the sound track's tokens.
 
     Each token is told what has changed at its place since the frame before, so that motion need not be found by
-    comparing tokens far apart (as temporal convolutions and differences do: Wang et al. 2021, TDN).
+    comparing tokens far apart (as temporal convolutions and differences do: Wang et al. 2021, TDN). Where config.layers
+    asks for it, convolutions over time follow (as in R(2+1)D, Tran et al. 2018), so that a token knows of what happens
+    around it: what lips say is not seen in one frame.
 
     The image and audio encoder are not copied: a model that also sees pictures and hears sounds shares them.
 
@@ -39,6 +41,7 @@ class VideoEncoder(Encoder):
         self.time = nn.Linear(image.width, image.width)
         self.place = nn.Linear(image.width, image.width, bias=False)
         self.change = nn.Linear(image.width, image.width, bias=False)
+        self.layers = nn.ModuleList(TimeConvolution(image.width) for _ in range(config.layers))
         self.sound = nn.Linear(self.audio.width, image.width) if self.audio is not None else None
 
     def grid(self, sound_samples: int = 0) -> TokenGrid:
@@ -58,7 +61,10 @@ class VideoEncoder(Encoder):
         time = self.time(sinusoids(x.shape[1], self.width).to(x))  # time, width
         place = self.place(sinusoids(x.shape[2], self.width).to(x))  # tokens of a frame, width
         change = self.change(x.diff(dim=1, prepend=x[:, :1]))  # of the first frame nothing
-        tokens = (x + change + time[:, None] + place).flatten(1, 2)
+        x = x + change + time[:, None] + place
+        for layer in self.layers:
+            x = layer(x)
+        tokens = x.flatten(1, 2)
         tracks = self._sound_tokens(list(sounds or [None] * len(frames)), tokens)
         return ragged([torch.cat([one, track]) for one, track in zip(tokens, tracks, strict=True)])
 
@@ -77,3 +83,18 @@ class VideoEncoder(Encoder):
             for i, track, length in zip(heard, self.sound(tokens), lengths, strict=True):
                 tracks[i] = track[:length]
         return tracks
+
+
+class TimeConvolution(nn.Module):
+    """Each token and what a convolution over its place in neighbouring frames adds: (batch, time, places, width)."""
+
+    def __init__(self, width: int, reach: int = 2):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Conv1d(width, width, 2 * reach + 1, padding=reach)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        series = self.norm(x).permute(0, 2, 3, 1)  # batch, places, width, time
+        mixed = self.mix(series.flatten(0, 1)).unflatten(0, series.shape[:2]).permute(0, 3, 1, 2)
+        return x + self.out(F.gelu(mixed))

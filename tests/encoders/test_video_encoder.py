@@ -68,6 +68,20 @@ def test_a_frame_is_told_by_what_changed_since_the_one_before(encoder):
     torch.testing.assert_close(there[1] - still[1], encoder.change(frames[1] - frames[0]), atol=1e-5, rtol=1e-4)
 
 
+def test_a_layer_over_time_tells_a_token_of_two_frames_before_and_behind_it(encoder):
+    torch.manual_seed(0)
+    config = VideoEncoderConfig(frames=9, grid=(2, 1), sound=False, layers=1)
+    layered = VideoEncoder(config, encoder.image).eval()
+    frames = torch.cat([clips(3), clips(4)[:1], clips(5)[:2]]).flatten(0, 1)[:9]
+    other = frames.clone()
+    other[4] = 255 - other[4]
+    one, two = layered(torch.stack([frames, other]))[0].unflatten(1, (9, 2))
+    differs = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(one, two, strict=True)]
+    assert differs == [2 <= frame <= 7 for frame in range(9)]  # 5, too, is told what changed since 4
+    alone = layered(other[None])[0].unflatten(1, (9, 2))[0]
+    torch.testing.assert_close(two, alone, atol=1e-5, rtol=1e-4)
+
+
 def test_sound_tokens_follow_the_frames(encoder):
     silent, _ = encoder(clips(1))
     heard, _ = encoder(clips(1), [sound(3000)])
