@@ -121,7 +121,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Go on with texts."""
         began = time.monotonic()
         service.check_model(asked.model)
-        requests = await service.aside(partial(service.complete, asked))
+        requests = await service.complete(asked)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.name}
         if asked.stream:
             growing = service.answers(began, requests, growing=True)

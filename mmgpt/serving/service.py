@@ -11,7 +11,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from threading import Event
 from typing import Any, TypeVar
 
@@ -176,6 +175,7 @@ class Service:
 
     async def chat(self, asked: ChatRequest) -> list[Request]:
         conversation, decoding = await self.aside(partial(self._chat, asked))
+        await self._moderate(*_passages(conversation))
         example = await self.encoded(conversation)
         return await self.aside(lambda: [self.worker.engine.prepare(example, decoding)])
 
@@ -200,15 +200,16 @@ class Service:
     def _conversation(self, told: Sequence[dict[str, Any]]) -> list[Message]:
         messages = [_plain(message, f"messages[{i}]") for i, message in enumerate(told)]
         conversation = self._media_named(parse_messages(messages, None))
-        texts = [[part.text for part in message.parts if isinstance(part, Text)] for message in conversation]
-        self._check_text(*chain.from_iterable(texts))
-        for message, parts in zip(conversation, texts, strict=True):
-            if len(parts) > 1:  # as the model sees them, end to end; media stand between words
-                self._moderate("".join(part.text if isinstance(part, Text) else " " for part in message.parts))
+        self._check_text(*(part.text for message in conversation for part in message.parts if isinstance(part, Text)))
         return conversation
 
-    def complete(self, asked: CompletionRequest) -> list[Request]:
+    async def complete(self, asked: CompletionRequest) -> list[Request]:
         """As the texts of training are laid out that have no request before them: in the assistant's mouth."""
+        requests = await self.aside(partial(self._complete, asked))
+        await self._moderate(*asked.prompt)
+        return requests
+
+    def _complete(self, asked: CompletionRequest) -> list[Request]:
         self._check_answers()
         most = asked.max_tokens or min(COMPLETED_TOKENS, self.limits.tokens)
         decoding = self._decoding(asked, most, prompts=len(asked.prompt), logprobs=asked.logprobs)
@@ -263,7 +264,7 @@ class Service:
             raise APIError(400, f"{count} media are over the {self.limits.media} of this server", "messages")
 
     def _check_text(self, *texts: str) -> int:
-        """How many tokens texts are. Raises TooLongError: beyond the context, APIError: they must not pass.
+        """How many tokens texts are. Raises TooLongError: beyond the context.
 
         So they are refused before media are decoded, and what is far beyond before it is tokenized.
         """
@@ -276,18 +277,19 @@ class Service:
             )
         if (tokens := sum(len(self.tokenizer.encode(text)) for text in texts)) > self.context:
             raise TooLongError(f"{tokens:,} tokens of text, more than the context of {self.context}; shorten it")
-        self._moderate(*texts)
         return tokens
 
-    def _moderate(self, *texts: str) -> None:
-        if self.moderator is not None and any(map(self.moderator, texts)):
+    async def _moderate(self, *texts: str) -> None:
+        """Raises APIError for texts of a request that must not pass."""
+        if await self._forbids(*texts):
             raise refusal()
 
-    # From requests to answers
+    async def _forbids(self, *texts: str) -> bool:
+        """What the moderator says of texts. He may think long, so that others are served meanwhile."""
+        moderator = self.moderator
+        return moderator is not None and await self.aside(lambda: any(map(moderator, texts)), self.moderating)
 
-    async def _forbids(self, text: str) -> bool:
-        """What the moderator says of an answer. He may think long, so that others are served meanwhile."""
-        return self.moderator is not None and await self.aside(partial(self.moderator, text), self.moderating)
+    # From requests to answers
 
     async def answers(self, began: float, requests: Sequence[Request], growing: bool) -> AsyncGenerator[list[Answer]]:
         """How the answers to requests stand, at last when they are done; to close this cancels them."""
@@ -329,8 +331,9 @@ class Service:
                 raise APIError(400, f"over {EXPLAINED_MEDIA} media are not explained", "messages")
             return conversation
 
-        example = await self.encoded(await self.aside(checked))
-
+        conversation = await self.aside(checked)
+        await self._moderate(asked.answer, *_passages(conversation))
+        example = await self.encoded(conversation)
         left = Event()
 
         def go_on() -> None:
@@ -359,6 +362,7 @@ class Service:
         if self.assistant.model.config.pair is None:
             raise APIError(400, "this model was not trained to pair media with texts, so it has no embeddings", "model")
         counts = await self.aside(lambda: [self._check_text(text) for text in texts])
+        await self._moderate(*texts)
         vectors: list[list[float]] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             some: list[Embedded] = [*texts[start : start + TEXTS_AT_ONCE]]
@@ -405,6 +409,16 @@ class Passage:
             choices = answer.choices and answer.choices[:told]
             self.before = replace(answer, text=answer.text[:end], tokens=answer.tokens[:told], choices=choices)
         return self.before
+
+
+def _passages(conversation: Sequence[Message]) -> Iterator[str]:
+    """The texts of a conversation, and those of a message with several as the model sees them: end to end, though media
+    stand between words."""
+    for message in conversation:
+        texts = [part.text for part in message.parts if isinstance(part, Text)]
+        yield from texts
+        if len(texts) > 1:
+            yield "".join(part.text if isinstance(part, Text) else " " for part in message.parts)
 
 
 def _media_count(messages: Sequence[Message]) -> int:

@@ -14,7 +14,7 @@ from servers import image_part, png, running, text_part, user, wav
 from mmgpt.errors import ConfigError
 from mmgpt.generation import Answer, Choice
 from mmgpt.serving.moderation import BlockList, Moderator, whole_words
-from mmgpt.serving.service import Passage
+from mmgpt.serving.service import MODERATORS, Passage
 
 LIST = BlockList(["Secret Plan", "badword", ""])
 
@@ -201,6 +201,30 @@ def test_while_a_moderator_thinks_others_are_served(assistant):
         finally:
             done.set()
         assert answer.result().choices[0].message.content == whole
+
+
+def test_requests_that_a_moderator_thinks_about_keep_none_of_others_from_being_read(assistant):
+    thinking, done = threading.Semaphore(0), threading.Event()
+
+    def moderator(text: str) -> bool:
+        if text.startswith("Slow"):
+            thinking.release()
+            done.wait(20)
+        return False
+
+    def asked(text: str) -> dict:
+        return {"model": "tiny", "messages": user(text_part(text)), "max_tokens": 1}
+
+    with running(assistant, moderator=moderator) as server, ThreadPoolExecutor() as threads:
+        create = server.client.chat.completions.create
+        slow = [threads.submit(create, **asked(f"Slow {i}")) for i in range(MODERATORS - 1)]
+        try:
+            assert all(thinking.acquire(timeout=20) for _ in slow)
+            assert threads.submit(create, **asked("Quick")).result(10).choices
+            assert not any(answer.done() for answer in slow)
+        finally:
+            done.set()
+        assert all(answer.result().choices for answer in slow)
 
 
 def test_a_transcript_that_must_not_pass_is_refused(assistant):

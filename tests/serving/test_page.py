@@ -182,6 +182,17 @@ def test_where_no_sound_can_be_recorded_it_is_told_why(page):
     expect(page.locator("#record")).to_have_attribute("aria-pressed", "false")
 
 
+def test_where_no_recorder_can_be_made_the_microphone_is_let_go(page):
+    page.evaluate("""() => {
+        const devices = navigator.mediaDevices, real = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = async (asked) => (window.stream = await real(asked));
+        window.MediaRecorder = class { constructor() { throw new Error("not this kind"); } };
+    }""")
+    page.click("#record")
+    expect(page.get_by_role("alert")).to_contain_text("No sound can be recorded: not this kind")
+    assert page.evaluate("stream.getTracks().map((one) => one.readyState)") == ["ended"]
+
+
 def test_an_answer_is_shown_as_it_grows_and_can_be_stopped(page, server, monkeypatch):
     asked = asked_of(page)
     free = held(monkeypatch, server)  # 20 ms a token: 64 tokens take over a second

@@ -278,18 +278,23 @@ function recorded() {
   });
 }
 
+function silence(stream) {
+  stream.getTracks().forEach((track) => track.stop());
+}
+
 $("record").onclick = async () => {
   if (recorder) return recorded();
   if (asking) return; // whoever sits there may take a while to allow it
   asking = true;
+  let stream;
   try {
     if (!navigator.mediaDevices) throw new Error("browsers allow it over https or at localhost alone");
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     const pieces = [];
     recorder = new MediaRecorder(stream);
     recorder.ondataavailable = (event) => pieces.push(event.data);
     recorder.onstop = () => {
-      stream.getTracks().forEach((track) => track.stop());
+      silence(stream);
       const type = recorder.mimeType.split(";")[0];
       recorder = null;
       $("record").setAttribute("aria-pressed", "false");
@@ -298,6 +303,7 @@ $("record").onclick = async () => {
     recorder.start();
     $("record").setAttribute("aria-pressed", "true");
   } catch (error) {
+    if (stream) silence(stream);
     recorder = null;
     $("note").textContent = `No sound can be recorded: ${error.message}`;
   } finally {
