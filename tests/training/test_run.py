@@ -262,6 +262,19 @@ def test_bf16_computes_in_it_and_keeps_weights_gradients_and_the_optimizer_in_fl
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2**-7)  # a rounding of eight bits
 
 
+def test_tensorboard_is_told_what_metrics_csv_is_told(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(wall_config(write_walls(tmp_path / "data"), tmp_path / "run", steps=20, loggers=["tensorboard"]))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "val_loss", "gradient/gpt", "tokens_per_second"):
+        told = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        assert told
+        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(told, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_told_by_its_name(tmp_path, name, monkeypatch):
     for flag in ("pytorch.loggers.wandb._WANDB", *(f"fabric.loggers.tensorboard._TENSORBOARD{x}" for x in ("", "X"))):
