@@ -364,6 +364,26 @@ def part_packed(bench: Bench) -> None:
         )
 
 
+def part_compile(bench: Bench) -> None:
+    """What torch.compile would win at best: a GPT alone, on texts of one length, so that nothing is compiled twice."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=8192, width=384, layers=6, heads=6, context=1024)).train()
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-4, fused=True)
+    ids, lengths = torch.randint(0, 8192, (4096,)), [256] * 16
+
+    def loss() -> Tensor:
+        return gpt.loss(gpt.transform(gpt.embed(ids), Documents(lengths))[:-1], ids[1:])[0] / len(ids)
+
+    def step(loss: Callable[[], Tensor]) -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    compiled = torch.compile(loss)
+    print(f"torch.compile: {seconds(lambda: step(compiled)):.0f} s for the first step", flush=True)
+    compare(bench, "torch.compile against without, both mmgpt", lambda: step(compiled), lambda: step(loss), 16, 4095)
+
+
 def part_growth(bench: Bench) -> None:
     """Cost of our step as the vocabulary and the documents grow."""
     torch.manual_seed(0)
