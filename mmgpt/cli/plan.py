@@ -60,6 +60,8 @@ def _print(found: "Plan", console: "Console") -> None:
     if found.seconds is not None:
         training, validation, evaluation = (found.seconds[n] for n in ("training", "validation", "evaluation"))
         each = f"{training / max(1, found.steps):.3g} s a step"
+        if "first_epoch" in found.seconds:
+            each += f"; {_duration(found.seconds['first_epoch'])} of them the first epoch, which fills the cache"
         table.add_row("training", f"{_duration(training)} ({each}), and {_duration(validation)} of validation")
         table.add_row("evaluation", f"up to {_duration(evaluation)} at the end")
     console.print()

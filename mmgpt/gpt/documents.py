@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmgpt.gpt.attention import attention, within
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 # A bucket takes in shorter documents while its pads stay below this share of its real tokens.
 MOST_PADDING = 0.25
@@ -37,7 +41,8 @@ class Documents:
     """The layout of a flat batch of documents, one after another without padding.
 
     Linear layers run over the flat tokens. Attention alone looks at documents: it sees them as right-padded buckets of
-    similar length (`pad`), and what it returns is laid flat again (`flatten`). The indices are computed once.
+    similar length (`pad`), and what it returns is laid flat again (`flatten`). The indices are computed once. On a GPU,
+    where a bucket is several kernels, it sees the flat tokens through a mask instead (FlexAttention, Dong et al. 2024).
 
     Args:
         lengths: Tokens of each document, in order; 0 is allowed.
@@ -49,6 +54,7 @@ class Documents:
         self.total = sum(self.lengths)
         self.longest = max(self.lengths, default=0)
         self.device = torch.device(device or "cpu")
+        self._masks: dict[tuple[bool, int | None], BlockMask] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -56,6 +62,11 @@ class Documents:
     def to(self, device: torch.device | str) -> "Documents":
         """The same documents with their indices on another device."""
         return self if torch.device(device) == self.device else Documents(self.lengths, device)
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether lengths differ; else documents are one bucket without pads, as the flat layout already is."""
+        return any(length != self.longest for length in self.lengths)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -88,8 +99,8 @@ class Documents:
     @cached_property
     def _indices(self) -> tuple[Tensor, Tensor] | None:
         """Token of each bucket slot (pads point to their document's first token), and slot of each token."""
-        if all(length == self.longest for length in self.lengths):
-            return None  # one bucket without pads: the flat layout already is the padded one
+        if not self.ragged:
+            return None
         lengths = torch.tensor(self.lengths, dtype=torch.long)
         starts = lengths.cumsum(0) - lengths
         tokens, slots, offset = [], torch.zeros_like(lengths), 0
@@ -129,6 +140,10 @@ class Documents:
             causal: Tokens look back alone; else they see all of their document.
             window: Tokens that each token looks back on, itself among them.
         """
+        if self._flat(q, k, v):
+            from mmgpt.gpt.flex import attend
+
+            return attend(q, k, v, self._seen(causal, window))
         parts = []
         for i, (bucket, queries, *kv) in enumerate(zip(self.buckets, *map(self.pad, (q, k, v)), strict=True)):
             mask, past = (None, causal) if causal else (self.masks[i], False)
@@ -138,3 +153,20 @@ class Documents:
             keys, values = (part.transpose(1, 2) for part in kv)
             parts.append(attention(queries, keys, values, mask, past))
         return self.flatten(parts)
+
+    def _flat(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether attention sees the flat tokens: on a GPU that can, where they are not one block anyway."""
+        if not (q.is_cuda and self.ragged):
+            return False
+        from mmgpt.gpt.flex import works  # takes two seconds to import, which a CPU can do without
+
+        return works(q.device, v.dtype, q.shape[1], k.shape[1], q.shape[2])
+
+    def _seen(self, causal: bool, window: int | None) -> "BlockMask":
+        """What tokens see of their documents; made once for all layers that see alike."""
+        from mmgpt.gpt.flex import block_mask
+
+        kind = causal, window if causal and window is not None and window < self.longest else None
+        if kind not in self._masks:
+            self._masks[kind] = block_mask(self.numbers, *kind)
+        return self._masks[kind]

@@ -15,16 +15,17 @@ from mmgpt.assistant import Assistant
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import gathered, summed
-from mmgpt.errors import TrainingError
+from mmgpt.errors import MediaError, TrainingError
 from mmgpt.evaluation.asking import answer_all
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.runner import shown as shown_answer
 from mmgpt.generation import Decoding
+from mmgpt.processor import TooLongError
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.averages import AverageWeights
 from mmgpt.training.lora import merged
 from mmgpt.training.module import MultimodalModule
-from mmgpt.training.parallel import gather, is_sharded
+from mmgpt.training.parallel import answering, gather, is_sharded
 from mmgpt.training.state import (
     check_config,
     load_averages,
@@ -250,13 +251,30 @@ class ShowSamples(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModule)
-        if trainer.sanity_checking or not trainer.is_global_zero or is_sharded(pl_module.model):
-            return  # a divided model answers nothing on its own
-        assistant = Assistant(pl_module.model, self.tokenizer)
-        answered = answer_all(assistant, self.samples, Decoding()).answered
-        if answered:
+        divided = is_sharded(pl_module.model)
+        if trainer.sanity_checking or not (trainer.is_global_zero or divided):
+            return
+        with answering(pl_module.model):  # by all processes together where it is divided
+            assistant = Assistant(pl_module.model, self.tokenizer)
+            samples = _usable_by_all(assistant, self.samples) if divided else self.samples
+            answered = answer_all(assistant, samples, Decoding()).answered
+        if answered and trainer.is_global_zero:
             score = pl_module.metric([a.prediction for a in answered], [a.sample.references for a in answered])
             pl_module.log("val_score", score.value, prog_bar=True, batch_size=len(answered))
             folder = self.out / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             write_contact_sheet(folder / f"step-{trainer.global_step:06d}.png", [shown_answer(a) for a in answered])
+
+
+def _usable_by_all(assistant: Assistant, samples: Sequence[Sample]) -> list[Sample]:
+    """Those that every process can read: of another's, one that has no file of it would not know to answer it too."""
+
+    def usable(sample: Sample) -> bool:
+        try:
+            assistant.processor.encode_prompt(sample.prompt)
+        except (MediaError, TooLongError):
+            return False
+        return True
+
+    found = gathered([usable(sample) for sample in samples])
+    return [sample for sample, *own in zip(samples, *found, strict=True) if all(own)]

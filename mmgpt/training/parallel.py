@@ -1,10 +1,12 @@
 """Several processes as one: how a model is trained by them, whole in each or divided among them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -76,6 +78,32 @@ def reshard(model: nn.Module) -> None:
     """Let go of weights of other processes, which stay where a forward pass has no backward pass."""
     if isinstance(model, FSDPModule):
         model.reshard()
+
+
+@contextmanager
+def answering(model: MultimodalGPT) -> Iterator[None]:
+    """Within it a divided model can be asked: by all processes together, the same things in the same order.
+
+    Its blocks are gathered whenever they run, as in training, and all else at once. All processes go by the logits of
+    the first: one that chose another token, as its GPU rounds otherwise, would soon wait for the others in vain.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    head = model.gpt.head
+
+    def agreed(hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        dist.broadcast(logits, 0)
+        return logits
+
+    model.unshard()
+    model.gpt.head = agreed
+    try:
+        yield
+    finally:
+        del model.gpt.head
+        reshard(model)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -30,6 +30,7 @@ class Plan:
         workers: Bytes that the data workers have beside it.
         available: Bytes that are free for it; of several processes on a CPU, for each.
         seconds: Of training, of all validations, and at most of the evaluation at the end; None if it does not fit.
+            Where later epochs take features from a cache, also of training in the first epoch.
         no_room: Why it does not fit into memory; None if it does.
     """
 
@@ -51,6 +52,8 @@ class Plan:
 
 def plan(config: TrainConfig) -> Plan:
     """Predict what a run will take from a few of its steps; nothing is left behind.
+
+    A cache of features is taken for empty at the run's beginning, and for large enough.
 
     Raises:
         MmgptError: what the run itself would stop at.

@@ -2,10 +2,12 @@
 
 It goes through all that a run goes through, by as many processes as the run has on this machine: steps on typical
 batches, whose time is taken, then on the largest to be expected, a state and a checkpoint kept, validation, and the
-evaluation at the end. What the first process finds out is written to RESULT as it goes, since it may be ended for want
-of memory at any moment.
+evaluation at the end. Where the run would have a cache of features in its later epochs, typical steps and validation
+are done again, on what was kept of them. What the first process finds out is written to RESULT as it goes, since it may
+be ended for want of memory at any moment.
 """
 
+import gc
 import json
 import math
 import os
@@ -72,16 +74,51 @@ class Findings:
             draft.write_text(json.dumps(self.values))
 
 
-class Watch(L.Callback):
-    """Counts parameters, takes times, and ends the trial where the weights alone do not fit."""
+class Times(L.Callback):
+    """Takes the times of the last epoch and its validation."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []  # of steps; before them the epoch's beginning
+        self.costs: list[int] = []  # of steps, in tokens
+        self.begun = self.ended = 0.0  # validation: its beginning, and the end of its last batch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ends, self.costs = [time.monotonic()], [0]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
+    ) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.monotonic())
+        self.costs.append(sum(one.cost for one in batch.batches if one is not None))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begun = time.monotonic()
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.ended = time.monotonic()
+
+    @property
+    def validation(self) -> float:
+        return self.ended - self.begun
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of the timed steps; of all of them where there are no more."""
+        first = min(WARM_UP, len(self.ends) - 2)
+        last = min(first + TIMED, len(self.ends) - 1)
+        return (self.ends[last] - self.ends[first]) / max(1, sum(self.costs[first + 1 : last + 1]))
+
+
+class Watch(Times):
+    """Counts parameters and memory too, and ends the trial where the weights alone do not fit."""
 
     def __init__(self, findings: Findings, available: int, shares: int):
+        super().__init__()
         self.findings = findings
         self.available = available
         self.shares = shares  # of a process that has its share of the weights alone: so many are a whole
-        self.ends = [0.0]  # of steps
-        self.costs = [0]  # of steps, in tokens
-        self.validation = [0.0, 0.0]  # its beginning, and the end of its last batch
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MultimodalModule)
@@ -100,30 +137,11 @@ class Watch(L.Callback):
         if least > self.available:
             raise NoRoomError("weights, gradients and the optimizer alone do not fit")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.ends[0] = time.monotonic()
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.monotonic())
-        self.costs.append(sum(one.cost for one in batch.batches if one is not None))
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.findings.add(memory=peak_memory(), workers=workers_memory())
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.validation[0] = time.monotonic()
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        self.validation[1] = time.monotonic()
-
-    @property
-    def seconds_per_token(self) -> float:
-        """Of the timed steps; of all of them where there are no more."""
-        first = min(WARM_UP, len(self.ends) - 2)
-        last = min(first + TIMED, len(self.ends) - 1)
-        return (self.ends[last] - self.ends[first]) / max(1, sum(self.costs[first + 1 : last + 1]))
 
 
 def run(config: TrainConfig, findings: Findings, available: int) -> None:
@@ -147,6 +165,7 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         tokens = config.epochs * usable * mean / ranks
         per_epoch = math.ceil(usable * mean / ranks / per_batch)
         batches, steps = config.epochs * per_epoch, config.epochs * math.ceil(per_epoch / config.accumulate)
+    fresh = tokens if count is None else min(tokens, usable * mean / ranks)  # of the first epoch
     findings.add(samples=count, validation_samples=len(data.val), steps=steps)
 
     short = replace(config, batch_size=config.batch_size and min(config.batch_size, usable))
@@ -169,23 +188,38 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     watch = Watch(findings, available, here if config.sharded else 1)
     everyone = [sample for sample in chosen for _ in range(here)]  # each process takes steps on all that is chosen
     done = fit(short, Data(everyone, held_out, data.tokenizer, shuffle=False), [watch])
+    validated = time.monotonic()
+    if done.first:
+        finish(short, done)
+    evaluated, memory = time.monotonic(), peak_memory()
+    kept: Times = watch  # of epochs whose media are kept
+    if config.cache and tokens > fresh:
+        gc.collect()  # frees the first model
+        typical = (WARM_UP + TIMED) * config.accumulate * size * here if short.batch_size else len(everyone)
+        kept = with_cache(short, Data(everyone[:typical], held_out, data.tokenizer, shuffle=False))
     if not done.first:
         return
-    validated = time.monotonic()
-    finish(short, done)
-    evaluated = time.monotonic()
 
-    begun, last = watch.validation
     validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs  # of steps: one at least
     more = len(data.val) / len(held_out)
-    findings.add(
-        memory=peak_memory(),
-        seconds={
-            "training": watch.seconds_per_token * tokens,
-            "validation": validations * ((last - begun) * more * here / ranks + validated - last),
-            "evaluation": (evaluated - validated) * more,
-        },
-    )
+    answers = validated - watch.ended  # to the samples shown, and a checkpoint
+    seconds = {
+        "training": fresh * watch.seconds_per_token + (tokens - fresh) * kept.seconds_per_token,
+        "validation": (watch.validation + (validations - 1) * kept.validation) * more * here / ranks
+        + validations * answers,
+        "evaluation": (evaluated - validated) * more,
+    }
+    if kept is not watch:
+        seconds["first_epoch"] = fresh * watch.seconds_per_token
+    findings.add(memory=memory, seconds=seconds)
+
+
+def with_cache(config: TrainConfig, data: Data) -> Times:
+    """The times of a second epoch, and its validation, of a run whose first has kept the features of all media."""
+    out, times = Path(config.out), Times()
+    again = replace(config, out=str(out / "again"), epochs=2, save_every=sys.maxsize, cache=str(out / "features"))
+    fit(again, data, [times])
+    return times
 
 
 def measure(config: TrainConfig, data: Data) -> tuple[list[Sized], float]:

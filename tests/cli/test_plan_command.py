@@ -8,6 +8,7 @@ from walls import wall_config, write_walls
 import mmgpt.training.plan
 from mmgpt.cli.train import save_config
 from mmgpt.training.memory import available_memory
+from mmgpt.training.plan import Plan
 
 
 @pytest.fixture
@@ -35,6 +36,14 @@ def test_a_run_that_does_not_fit_is_told_with_what_to_do(mmgpt_command, walls, m
     assert "does not fit: weights, gradients and the optimizer alone do not fit" in told.out
     assert "checkpoint_activations" in told.out
     assert ["gpt", "71,360", "0"] in [line.split() for line in told.out.splitlines()]
+
+
+def test_the_first_epoch_is_told_apart_where_it_fills_a_cache(mmgpt_command, walls, monkeypatch):
+    seconds = {"training": 900.0, "validation": 30.0, "evaluation": 20.0, "first_epoch": 480.0}
+    found = Plan({}, 9, 3, 300, "cpu", 10**9, 0, 10**10, seconds, None)
+    monkeypatch.setattr(mmgpt.training.plan, "plan", lambda config: found)
+    told = " ".join(mmgpt_command("plan", walls).out.split())
+    assert "15 min (3 s a step; 8 min of them the first epoch, which fills the cache), and 30 s of validation" in told
 
 
 def test_what_the_run_would_stop_at_stops_the_plan(mmgpt_command, walls, tmp_path):

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 ranks.py OUT
 """
 
+import json
 import os
 import sys
 import warnings
@@ -13,24 +14,27 @@ from pathlib import Path
 from unittest.mock import patch
 
 import lightning as L
+import PIL.Image
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
-from tiny import some_audio, some_image, some_video, tiny_config
+from tiny import seeing, some_audio, some_image, some_video, tiny_config
 from torch import Tensor
 
 from mmgpt.config import AudioEncoderConfig, GPTConfig, PairConfig
-from mmgpt.content import Message
+from mmgpt.content import Image, Message
 from mmgpt.data.loader import Loader
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import meet
 from mmgpt.errors import TrainingError
+from mmgpt.gpt.transformer import GPT
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
 from mmgpt.run_config import OptimizerConfig
 from mmgpt.tokenizer import Tokenizer
-from mmgpt.training import parallel
+from mmgpt.training import callbacks, parallel
 from mmgpt.training.averages import AverageWeights
+from mmgpt.training.callbacks import ShowSamples
 from mmgpt.training.module import BLANK, MultimodalModule
 from mmgpt.training.parallel import gather, is_sharded, own_part, plain
 from mmgpt.training.state import load_averages, load_weights, save_state
@@ -74,10 +78,7 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
         text = GPTConfig(width=16, layers=1, heads=2, context=160)
         config.pair = PairConfig(case, 16, text, heads=2, caption=0.0 if case == "siglip" else 1.0)
     torch.manual_seed(0)
-    module = MultimodalModule(MultimodalGPT(config), OptimizerConfig(clip=1.0, warmup=0))
-    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
-        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
-    )
+    module = descending(MultimodalGPT(config))
     averages = AverageWeights(0.5)
     trainer = trainer_of(processes, sharded, averages)
     processor = Processor(module.model.config, tokenizer)
@@ -95,6 +96,15 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
         save_file(learned, out / f"{name}.safetensors")
 
 
+def descending(model: MultimodalGPT) -> MultimodalModule:
+    """Learns by plain gradient descent, which does not make much of small differences."""
+    module = MultimodalModule(model, OptimizerConfig(clip=1.0, warmup=0))
+    module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
+        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
+    )
+    return module
+
+
 @contextmanager
 def most_alive(out: Path) -> Iterator[None]:
     """How many whole tensors each process has had at once."""
@@ -110,6 +120,36 @@ def most_alive(out: Path) -> Iterator[None]:
     with patch.object(parallel, "plain", watched):
         yield
     (out / f"alive.{os.environ.get('RANK', 0)}").write_text(str(most))
+
+
+def show(out: Path, sharded: bool) -> None:
+    """Trains with samples shown after each epoch, and notes what was shown.
+
+    The second process lacks a picture of one, and would end each answer at once.
+    """
+    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    tokenizer = Tokenizer.train(["What? is so so so 0 1 2 3 4 5 6 7 8 9"], 280)
+    module = descending(seeing(tiny_config(len(tokenizer)), 3.0).train())
+    known = samples("sound and pictures")
+    if not rank:
+        PIL.Image.new("RGB", (40, 40)).save(out / "0.png")
+    lacking = Sample((Message.of("user", Image(out / f"{rank}.png"), "What?"),), ("0 is",), "ask", "x:9")
+    train, val = (
+        Loader(known, Processor(module.model.config, tokenizer), shuffle=False, batch_size=4 // processes)
+        for _ in range(2)
+    )
+    end, head, noted = torch.tensor([tokenizer.end]), module.model.gpt.head, []
+    with (
+        patch.object(callbacks, "write_contact_sheet", lambda path, answered: noted.append(answered)),
+        patch.object(GPT, "head", lambda _, hidden: head(hidden).index_fill_(-1, end, 1e9)) if rank else nullcontext(),
+    ):
+        trainer = trainer_of(processes, sharded, ShowSamples(out, tokenizer, [*known[:3], lacking, known[3]]))
+        trainer.fit(module, train, val)
+    learned = gather(dict(module.model.named_parameters()))
+    if not rank:
+        told = [{one.where: one.prediction for one in answered} for answered in noted]
+        (out / "shown.json").write_text(json.dumps(told))
+        save_file(learned, out / "shown.safetensors")
 
 
 def break_down(out: Path) -> None:
@@ -163,6 +203,7 @@ def main(out: Path) -> None:
             train(case, out, sharded=True, batch_size=4 // processes)
     train("text and sound", out, crossing=True, batch_size=4 // processes)
     train("sound and pictures", out, batch_size=2 // processes, accumulate=2)
+    show(out, sharded=processes == 2)
     if processes == 2:
         break_down(out)
 

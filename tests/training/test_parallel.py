@@ -1,5 +1,6 @@
 """Two processes learn what one learns, whatever media each of them has."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def test_a_divided_model_is_whole_in_the_first_process_alone(learned):
     """The others have one tensor and the one before it."""
     most = [int((learned[2] / f"alive.{rank}").read_text()) for rank in range(2)]
     assert most[1] <= 2 < 20 < most[0]
+
+
+def test_a_divided_model_answers_what_a_whole_one_does_and_goes_on_learning(learned):
+    """But for the sample that one of its processes cannot read; that one would have said nothing, too."""
+    whole, divided = (json.loads((learned[count] / "shown.json").read_text()) for count in (1, 2))
+    assert all(answers.pop("x:9") for answers in whole)
+    assert divided == whole
+    assert len(divided) == 2
+    assert len({answer for answers in divided for answer in answers.values()}) > 2
+    one, two = (load_file(learned[count] / "shown.safetensors") for count in (1, 2))
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], rtol=1e-5, atol=1e-5), name
 
 
 def test_zero_gives_each_trained_parameter_a_gradient_of_zero():

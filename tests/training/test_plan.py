@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mmgpt.content import Message
 from mmgpt.data.dataset import ExampleDataset
 from mmgpt.data.packing import cost
 from mmgpt.data.sample import Sample
+from mmgpt.encoders import ImageEncoder
 from mmgpt.errors import TrainingError
 from mmgpt.processor import Processor
 from mmgpt.training import trial
@@ -108,6 +110,29 @@ def test_steps_of_packed_batches_are_near_those_made(walls, tmp_path):
     run = train(config)
     made = checkpoint.read_training(checkpoint.resolve(run.out / "last"))["steps"]
     assert math.isclose(findings.values["steps"], made, rel_tol=0.25)
+
+
+def test_of_a_run_with_a_cache_the_first_epoch_alone_is_told_as_slow_as_its_encoder(walls, tmp_path, monkeypatch):
+    def slowly(self, pictures):
+        time.sleep(0.1 * len(pictures))
+        return forward(self, pictures)
+
+    forward = ImageEncoder.forward
+    monkeypatch.setattr(ImageEncoder, "forward", slowly)
+    config = replace(walls, train=["adapters", "gpt"], epochs=6, cache=str(tmp_path / "features"))
+    findings = Findings(tmp_path / "trial" / "result.json")
+    trial.run(config, findings, 1 << 40)
+    assert not Path(str(config.cache)).exists()
+    told = findings.values["seconds"]
+    assert told["first_epoch"] > 0.1 * 12
+    assert told["first_epoch"] < told["training"] < 0.5 * config.epochs * told["first_epoch"]
+    run = train(config)
+    assert told["training"] + told["validation"] == pytest.approx(run.seconds, rel=0.35)
+
+    trial.run(replace(config, epochs=1), findings, 1 << 40)
+    alone = findings.values["seconds"]
+    assert "first_epoch" not in alone
+    assert alone["training"] == pytest.approx(told["first_epoch"], rel=0.35)
 
 
 @pytest.mark.parametrize(
