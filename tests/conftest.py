@@ -1,9 +1,17 @@
 """A tiny model with eyes and ears, and a tokenizer, shared by the tests."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run on all cores as it is
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # As images of containers have it: each of the many processes that tests start would compile all of torch for
+    # itself, which takes longer than most tests. So it is kept, but not beside the sources.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import importlib
 import shutil

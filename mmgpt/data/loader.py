@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mmgpt.batch import Batch, Example, check_supervised, collate
 from mmgpt.data.dataset import Broken, ExampleDataset
@@ -111,10 +112,10 @@ class Loader(Iterable[Step]):
         self.batch_tokens = batch_tokens
         self.accumulate = accumulate
         self.load_state(_start(0))
-        self._keys: Iterator[Key] = iter(())
+        self._chunks = _Chunks()
         self._loader = DataLoader(
             Encoded(ExampleDataset(samples if sized else (), processor), seed),
-            batch_sampler=_Chunks(self),
+            batch_sampler=self._chunks,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_heed_the_parent_alone,
@@ -124,6 +125,16 @@ class Loader(Iterable[Step]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on after the step that this state was part of."""
         self.state = state
+
+    def close(self) -> None:
+        """End the workers.
+
+        Left to the garbage collector they are not told to end, as it closes the queues first, and each is waited for
+        in vain for five seconds.
+        """
+        if isinstance(workers := self._loader._iterator, _MultiProcessingDataLoaderIter):
+            workers._shutdown_workers()
+        self._loader._iterator = None
 
     def __iter__(self) -> Iterator[Step]:
         epoch, position = self.state["epoch"], self.state["next"]
@@ -192,7 +203,7 @@ class Loader(Iterable[Step]):
 
     def _fetch(self, keys: Iterator[Key]) -> Iterator[list[Example | Broken]]:
         """The documents of samples, in this order."""
-        self._keys = keys
+        self._chunks.keys = keys
         with told_as_data_error():
             for chunk in self._loader:
                 for parts in chunk:
@@ -232,11 +243,10 @@ class _Fetched(Iterator[list[Example | Broken]]):
 class _Chunks(Iterable[list[Key]]):
     """The batch sampler of the workers: what the loader asks for now."""
 
-    def __init__(self, loader: Loader):
-        self.loader = loader
+    keys: Iterator[Key] = iter(())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        while chunk := list(islice(self.loader._keys, FETCHED)):
+        while chunk := list(islice(self.keys, FETCHED)):
             yield chunk
 
 

@@ -166,6 +166,9 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         sys.exit(128 + signal.SIGTERM)
     except SystemExit:  # Lightning's answer to Ctrl-C, with the code of work that failed
         raise KeyboardInterrupt from None
+    finally:
+        loader.close()
+        val_loader.close()
     lost = lost_of(train_samples, val_samples)
     broken = list(dict.fromkeys([*lost, *(reason for reasons in gathered(module.broken) for reason in reasons)]))
     if trainer.is_global_zero:

@@ -1,12 +1,15 @@
 """mmgpt plan on files: a trial in a process of its own."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from walls import wall_config, write_walls
 
 import mmgpt.training.plan
 from mmgpt.cli.train import save_config
+from mmgpt.training import trial
 from mmgpt.training.memory import available_memory
 from mmgpt.training.plan import Plan
 
@@ -17,7 +20,20 @@ def walls(tmp_path):
     return tmp_path / "run" / "config.yaml"
 
 
-def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls):
+@pytest.fixture
+def trial_here(monkeypatch) -> None:
+    """In this process, which has imported torch already."""
+
+    def run(command: list[str], **_) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        trial.main()
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Java, with which METEOR's program takes ten seconds to begin
     free = available_memory()
     told = mmgpt_command("plan", "--config", walls, "--epochs", 5, "--out", walls.parent, "--devices", 2, "--json")
     assert told.code == 0, told.err
@@ -29,6 +45,7 @@ def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmg
     assert [path.name for path in walls.parent.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.usefixtures("trial_here")
 def test_a_run_that_does_not_fit_is_told_with_what_to_do(mmgpt_command, walls, monkeypatch):
     monkeypatch.setattr(mmgpt.training.plan, "available_memory", lambda: 100_000)
     told = mmgpt_command("plan", walls)
@@ -46,6 +63,7 @@ def test_the_first_epoch_is_told_apart_where_it_fills_a_cache(mmgpt_command, wal
     assert "15 min (3 s a step; 8 min of them the first epoch, which fills the cache), and 30 s of validation" in told
 
 
+@pytest.mark.usefixtures("trial_here")
 def test_what_the_run_would_stop_at_stops_the_plan(mmgpt_command, walls, tmp_path):
     told = mmgpt_command("plan", "--config", walls, "--data.path", tmp_path / "no")
     assert f"{tmp_path / 'no'}: no such file or folder" in told.error(1)

@@ -1,7 +1,9 @@
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+from contextlib import closing
 
 import pytest
 import torch
@@ -254,6 +256,26 @@ def test_workers_have_one_thread_each_so_that_they_do_not_fight_for_the_cores(pr
         torch.set_num_threads(before)
 
 
+def test_workers_end_with_their_loader(processor):
+    """At once: the garbage collector, which comes later, would have each waited for."""
+    before = set(multiprocessing.active_children())
+    loader = Loader(ragged(30), processor, batch_size=2, workers=2)
+    next(iter(loader))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del loader
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_a_loader_that_was_closed_can_be_gone_through_again(processor, tokenizer):
+    before = set(multiprocessing.active_children())
+    loader = Loader([sample(i) for i in range(12)], processor, batch_size=5, workers=1)
+    steps = iter(loader)
+    first = told(next(steps), tokenizer)
+    loader.close()
+    assert set(multiprocessing.active_children()) == before
+    assert told(next(iter(loader)), tokenizer) == first
+
+
 class Malformed(list):
     def __getitem__(self, index):
         raise DataError("captions.csv:7: malformed")
@@ -261,8 +283,9 @@ class Malformed(list):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_that_are_not_about_one_sample_stop_the_run_in_one_line(processor, workers):
-    with pytest.raises(DataError) as caught:
-        list(Loader(Malformed([None]), processor, batch_size=1, workers=workers))
+    loader = Loader(Malformed([None]), processor, batch_size=1, workers=workers)
+    with closing(loader), pytest.raises(DataError) as caught:
+        list(loader)
     assert str(caught.value) == "captions.csv:7: malformed"
 
 
@@ -272,8 +295,9 @@ class Deadly(list):
 
 
 def test_the_death_of_a_worker_is_told(processor):
-    with pytest.raises(DataError, match="a data worker died"):
-        list(Loader(Deadly([None]), processor, batch_size=1, workers=1))
+    loader = Loader(Deadly([None]), processor, batch_size=1, workers=1)
+    with closing(loader), pytest.raises(DataError, match="a data worker died"):
+        list(loader)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"batch_size": 2, "batch_tokens": 100}])

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import httpx
 import openai
@@ -16,10 +19,13 @@ import pytest
 from servers import image_part, png, scan_bomb, sent, text_part, user
 
 from mmgpt import checkpoint
+from mmgpt.cli.main import main
 from mmgpt.serving.decoders import PROCESSES
 from mmgpt.serving.settings import listen
 
 CHAT = "/v1/chat/completions"
+WARM = multiprocessing.get_context("forkserver")  # whose processes need not import torch and timm again
+WARM.set_forkserver_preload(["mmgpt.serving.server", "timm"])
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +44,47 @@ def command(*arguments: object, **environment: str) -> subprocess.Popen:
     )
 
 
+def told_address(line: str) -> str:
+    assert line.startswith("serving small at http://127.0.0.1:"), line
+    url = line.split()[3]
+    assert line.endswith(f"API: {url}/v1)\n")
+    assert httpx.get(url).headers["content-type"].startswith("text/html")
+    return url
+
+
 @contextmanager
 def served(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The process and its address."""
     process = command(*arguments, "--port", 0, **environment)
     try:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        assert told.startswith("serving small at http://127.0.0.1:"), process.communicate()
-        url = told.split()[3]
-        assert told.endswith(f"API: {url}/v1)\n")
-        assert httpx.get(url).headers["content-type"].startswith("text/html")
-        yield process, url
+        yield process, told_address(process.stdout.readline())
     finally:
         process.kill()
         process.communicate()
+
+
+def serve(arguments: list[str], stdout: Connection) -> None:
+    os.dup2(stdout.fileno(), 1)
+    sys.argv = ["mmgpt", "serve", *arguments]
+    main()
+
+
+@contextmanager
+def served_warm(*arguments: object) -> Iterator[tuple[BaseProcess, str]]:
+    """As `served`, sooner."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = WARM.Process(target=serve, args=([*map(str, arguments), "--port", "0"], writer))
+    process.start()
+    writer.close()
+    try:
+        with open(reader.fileno(), closefd=False) as told:
+            url = told_address(told.readline())
+        yield process, url
+    finally:
+        process.kill()
+        process.join()
+        reader.close()
 
 
 def test_it_serves_with_keys_and_when_told_to_end_finishes_what_it_began(model_directory, assistant):
@@ -95,7 +127,7 @@ def test_it_serves_with_keys_and_when_told_to_end_finishes_what_it_began(model_d
 
 
 def test_a_stream_under_way_when_it_is_told_to_end_ends_whole(model_directory):
-    with served(model_directory) as (process, url):
+    with served_warm(model_directory) as (process, url):
         chats = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).chat.completions
         asked = {
             "model": "small",
@@ -106,11 +138,12 @@ def test_a_stream_under_way_when_it_is_told_to_end_ends_whole(model_directory):
         whole = chats.create(**asked).choices[0].message.content
         stream = chats.create(**asked, stream=True)
         chunks = [next(stream)]
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         chunks += stream
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
         assert chunks[-1].choices[0].finish_reason is not None
-        assert process.wait(20) == 0
+        process.join(20)
+        assert process.exitcode == 0
 
 
 def test_what_is_sent_waits_for_no_acknowledgement():
@@ -121,14 +154,14 @@ def test_what_is_sent_waits_for_no_acknowledgement():
 
 
 @contextmanager
-def stuck(model_directory, seconds: int) -> Iterator[tuple[subprocess.Popen, str, socket.socket]]:
+def stuck(model_directory, seconds: int) -> Iterator[tuple[BaseProcess, str, socket.socket]]:
     """A server with a process that decodes a file for ever, and who sent it."""
     bomb, small = (user(image_part(data)) for data in (scan_bomb(60_000), png(0)))
 
     def picture() -> None:
         httpx.post(f"{url}{CHAT}", json={"messages": small, "max_tokens": 1}, timeout=60).raise_for_status()
 
-    with served(model_directory, "--max-decoding", seconds) as (process, url):
+    with served_warm(model_directory, "--max-decoding", seconds) as (process, url):
         for _ in range(PROCESSES):  # all of which have begun, once each has decoded something
             picture()
         with sent(url, {"messages": bomb}) as caller:
@@ -140,7 +173,7 @@ def stuck(model_directory, seconds: int) -> Iterator[tuple[subprocess.Popen, str
 
 def test_when_told_to_end_it_waits_for_a_file_no_longer_than_it_may_take(model_directory):
     with stuck(model_directory, 3) as (process, _, caller):
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         caller.settimeout(30)
         told = b""
         while not told.endswith(b"}"):  # headers and body are sent on their own
@@ -148,16 +181,18 @@ def test_when_told_to_end_it_waits_for_a_file_no_longer_than_it_may_take(model_d
             assert piece, told
             told += piece
         assert b"not decoded within 3 seconds" in told
-        assert process.wait(30) == 0
+        process.join(30)
+        assert process.exitcode == 0
 
 
 def test_when_told_twice_it_ends_at_once_whatever_is_decoded(model_directory):
     with stuck(model_directory, 60) as (process, url, _):
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         while httpx.get(f"{url}/health").status_code == 200:
             pass
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) is not None
+        process.terminate()
+        process.join(30)
+        assert process.exitcode is not None
 
 
 def test_wrong_usage_is_told_in_one_line(model_directory, tmp_path):

@@ -95,6 +95,7 @@ def children(config: TrainConfig, how: signal.Signals, place: str = "", call: in
 
 
 def main(runs: str) -> None:
+    os.fsync = lambda _: None  # processes die, the machine does not: a file need not be on the disk to outlive them
     torch.set_num_threads(1)  # no pool of threads, which a fork would lose
     for path, how, kills in json.loads(runs):
         config = parse(["--config", path, "--resume", "true"])

@@ -6,6 +6,7 @@ Forking is quicker than importing torch again for each.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,7 @@ def start(measure: Callable[[TrainConfig], int], config: TrainConfig) -> tuple[i
 
 
 def main(path: str) -> None:
+    shutil.which = lambda *_: None  # METEOR's Java, as in the tests
     torch.set_num_threads(1)  # no pool of threads, which a fork would lose
     config = parse(["--config", path])
     for child, reader in [start(measure, config) for measure in (told, had)]:

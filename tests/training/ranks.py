@@ -3,13 +3,14 @@
 torchrun --nproc-per-node 2 ranks.py OUT
 """
 
+import dataclasses
 import json
 import os
 import sys
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,23 +21,25 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tiny import seeing, some_audio, some_image, some_video, tiny_config
 from torch import Tensor
+from walls import wall_config
 
 from mmgpt.config import AudioEncoderConfig, GPTConfig, PairConfig
 from mmgpt.content import Image, Message
-from mmgpt.data.loader import Loader
+from mmgpt.data.loader import Loader, Step
 from mmgpt.data.sample import Sample
 from mmgpt.distributed import meet
 from mmgpt.errors import TrainingError
 from mmgpt.gpt.transformer import GPT
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
-from mmgpt.run_config import OptimizerConfig
+from mmgpt.run_config import OptimizerConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training import callbacks, parallel
 from mmgpt.training.averages import AverageWeights
 from mmgpt.training.callbacks import ShowSamples
 from mmgpt.training.module import BLANK, MultimodalModule
 from mmgpt.training.parallel import gather, is_sharded, own_part, plain
+from mmgpt.training.run import train as train_by_config
 from mmgpt.training.state import load_averages, load_weights, save_state
 
 # What the samples show, in turn: of two processes the first has the even ones, the second the odd ones.
@@ -50,6 +53,10 @@ CASES = {
     "siglip": [some_audio, some_image],
 }
 PAIRED = ("clip", "siglip")
+
+# Where a run reads walls that lie in a folder.
+SOURCES = {"webdataset": "shards", "hf_stream": "stream"}
+STEPS, KEPT, LAST = 12, 2, 3  # of a run, of its state, of one that dies
 
 
 def samples(case: str) -> list[Sample]:
@@ -166,6 +173,37 @@ def break_down(out: Path) -> None:
         (out / f"error.{os.environ['RANK']}").write_text(str(error))
 
 
+def packed(source: str, out: Path) -> None:
+    """What this process learns in each step of runs packed by tokens: a whole one, one that dies, and its rest."""
+    config = wall_config(
+        out / "walls", out / f"{source} whole", batch_size=None, batch_tokens=50, accumulate=2, steps=STEPS
+    )
+    config.data.format, config.data.path, config.devices = source, str(out / "walls" / SOURCES[source]), 2
+    broken = dataclasses.replace(config, out=str(out / f"{source} resumed"), save_every=KEPT)
+    told = {
+        "whole": steps_of(config),
+        "died": steps_of(broken, LAST),
+        "rest": steps_of(dataclasses.replace(broken, resume=True)),
+    }
+    (out / f"{source}.{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+def steps_of(config: TrainConfig, last: int = STEPS) -> list[dict]:
+    """A run that dies after the last of these steps, if there would be more."""
+    steps: list[dict] = []
+    learn = MultimodalModule.training_step
+
+    def watched(module: MultimodalModule, step: Step, index: int) -> None:
+        if len(steps) == last:
+            raise ZeroDivisionError
+        steps.append({"samples": step.names, "after": step.state})
+        learn(module, step, index)
+
+    with patch.object(MultimodalModule, "training_step", watched), suppress(ZeroDivisionError):
+        train_by_config(config)
+    return steps
+
+
 @torch.no_grad()
 def through_a_state(out: Path, model: MultimodalGPT, trainer: L.Trainer, averages: AverageWeights) -> None:
     """Weights and averages are those of a state that is saved after a validation, as most are."""
@@ -194,8 +232,6 @@ def trainer_of(processes: int, sharded: bool = False, *callbacks: L.Callback) ->
 
 
 def main(out: Path) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for case in CASES:
         train(case, out, batch_size=4 // processes)
@@ -205,8 +241,12 @@ def main(out: Path) -> None:
     train("sound and pictures", out, batch_size=2 // processes, accumulate=2)
     show(out, sharded=processes == 2)
     if processes == 2:
+        for source in SOURCES:
+            packed(source, out)
         break_down(out)
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]))

@@ -124,7 +124,12 @@ def logged(tmp_path_factory) -> tuple[dict[str, list[float]], list[str]]:
     """What is logged, and the lines that are told meanwhile."""
     place = tmp_path_factory.mktemp("logged")
     config = wall_config(
-        write_walls(place / "walls", train=17, dev=6), place / "run", epochs=60, batch_size=None, batch_tokens=150
+        write_walls(place / "walls", train=17, dev=6),
+        place / "run",
+        epochs=60,
+        batch_size=None,
+        batch_tokens=150,
+        val_every=10,
     )
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as told:
         patch.setattr(meter, "TOLD", 0.0)

@@ -4,20 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import nn
+from walls import write_shards, write_stream, write_walls
 
+from mmgpt import checkpoint
 from mmgpt.config import GPTConfig, ModelConfig
 from mmgpt.errors import ConfigError
 from mmgpt.run_config import LoraConfig, OptimizerConfig, TrainConfig
 from mmgpt.training.parallel import processes, zero_of
 
-SCRIPT = str(Path(__file__).parent / "ranks.py")
 CASES = [
     "text and sound",
     "pictures and clips",
@@ -29,23 +32,24 @@ CASES = [
     "text and sound beside the sequence",
     "sound and pictures accumulated",
 ]
+WALLS = 40  # and a broken one, so that they do not divide evenly
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory) -> dict[int, Path]:
     """Where one process and two have left their weights."""
     places = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
+    write_stream(write_walls(places[2] / "walls", train=WALLS, broken=("train",)))
+    write_shards(places[2] / "walls")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [*command, SCRIPT, str(places[count])], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for count, command in ((1, [sys.executable]), (2, torchrun))
-    ]
-    for process in running:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output.decode()
+    with subprocess.Popen(
+        [*torchrun, ranks.__file__, str(places[2])], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as two:
+        with warnings.catch_warnings(action="ignore"):
+            ranks.main(places[1])
+        output, _ = two.communicate(timeout=280)
+    assert two.returncode == 0, output.decode()
     return places
 
 
@@ -88,6 +92,35 @@ def test_a_divided_model_answers_what_a_whole_one_does_and_goes_on_learning(lear
     one, two = (load_file(learned[count] / "shown.safetensors") for count in (1, 2))
     for name, tensor in one.items():
         assert torch.allclose(tensor, two[name], rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize("source", ["webdataset", "hf_stream"])
+def test_two_processes_learn_each_sample_once_in_an_epoch_and_go_on_where_they_stood(learned, source):
+    """With batches packed by tokens, of samples that any process can reach, and of a stream that all read."""
+    place = learned[2]
+    first, second = (json.loads((place / f"{source}.{rank}.json").read_text()) for rank in range(2))
+    if source == "webdataset":
+        walls = [f"{place}/walls/shards/train-{i // 6}.tar: {i}" for i in range(WALLS)]
+    else:
+        walls = [f"{place}/walls/stream: row {i}" for i in range(WALLS)]
+    epochs: list[list[str]] = [[]]
+    for one, other in zip(first["whole"], second["whole"], strict=True):
+        epochs[-1] += one["samples"] + other["samples"]
+        assert one["after"]["epoch"] == other["after"]["epoch"]
+        if one["after"]["epoch"] == len(epochs):
+            epochs.append([])
+    *over, begun = epochs
+    assert len(over) == 2
+    assert [sorted(epoch) for epoch in over] == [sorted(walls)] * 2
+    assert 0 < len(begun) == len(set(begun)) < WALLS
+    for own in (first, second):
+        kept = own["died"][ranks.KEPT - 1]["after"]  # in an epoch, while documents wait for their batch
+        assert kept["waiting"]
+        assert kept["next"] < WALLS // 2
+        assert own["died"] == own["whole"][: ranks.LAST]
+        assert own["rest"] == own["whole"][ranks.KEPT :]
+    whole, resumed = (checkpoint.resolve(place / f"{source} {name}" / "last") for name in ("whole", "resumed"))
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
 def test_zero_gives_each_trained_parameter_a_gradient_of_zero():

@@ -1,6 +1,7 @@
 """A run from its configuration to the end, on real files."""
 
 import csv
+import multiprocessing
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,14 @@ def test_steps_after_the_last_validation_are_validated_and_kept(tmp_path):
         train(wall_config(folder, out, epochs=2, val_every=val_every))
         assert len(column(out, "val_loss")) == validations
         assert checkpoint.read_training(checkpoint.resolve(out / "last"))["steps"] == 4
+
+
+def test_no_data_worker_outlives_a_run(tmp_path):
+    before = set(multiprocessing.active_children())
+    config = wall_config(write_walls(tmp_path / "data"), tmp_path / "run", steps=1)  # in the middle of an epoch
+    config.data.workers = 1
+    train(config)
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_without_an_interval_each_epoch_is_validated(tmp_path):
