@@ -1,7 +1,8 @@
 """What mmgpt.load returns: model, processor and decoding behind the questions a user has."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -12,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from mmgpt import checkpoint
-from mmgpt.batch import Example, collate
+from mmgpt.batch import Example, MediaInput, collate
 from mmgpt.card import origin
 from mmgpt.content import Audio, Image, Message, Part, Text, Video
 from mmgpt.data.folders import medium_of
-from mmgpt.errors import ConfigError, shown
+from mmgpt.errors import ConfigError, MediaError, shown
 from mmgpt.files import atomic_write
 from mmgpt.generation import Answer, Decoding, Engine, settled
 from mmgpt.model import MultimodalGPT
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 # What stands for a medium wherever one is asked for: the part itself, or what the part is made from.
 Source: TypeAlias = str | Path | bytes | np.ndarray | PIL.Image.Image | Image | Audio | Video
 Embedded: TypeAlias = Source | Text  # a str is a text
+Prepared: TypeAlias = torch.Tensor | MediaInput | Example  # a text's token ids, a medium, or a prompt of either
 Prompt: TypeAlias = str | Part | Sequence[str | Part]
 Examples: TypeAlias = Sequence[tuple[Source, str]]  # what is asked about before, each with its right answer
 T = TypeVar("T", Image, Audio, Video)
+GROUP = 32  # sources that are embedded together
 ROWS = 512  # places whose logits over the vocabulary are computed at once
 
 
@@ -191,26 +194,62 @@ class Assistant:
         pairs media with texts (config.pair), those that belong together are near to each other, in whatever kinds; else
         a vector is the mean of the GPT's last hidden states over the tokens of its source.
         """
-        parts = [_embeddable(one) for one in (source if isinstance(source, list) else [source])]
-        vectors = torch.stack(self._vectors(parts)) if parts else torch.empty(0)
+        every = [self._prepared(_embeddable(one)) for one in (source if isinstance(source, list) else [source])]
+        vectors = torch.stack(self._vectors(every)) if every else torch.empty(0)
         return vectors if isinstance(source, list) else vectors[0]
 
     @torch.inference_mode()
-    def _vectors(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+    def retrieve(
+        self,
+        query: Embedded,
+        sources: Iterable[Embedded],
+        most: int = 5,
+        lost: Callable[[int, MediaError], None] | None = None,
+    ) -> list[tuple[int, float]]:
+        """Which sources a text or medium is nearest to: their places and similarities (cosine), the nearest first.
+
+        Args:
+            query: As `embed` takes it.
+            sources: Any number of them; they are decoded and embedded a group at a time.
+            most: How many are told.
+            lost: Is told the place of each that cannot be decoded, and why; without it, the first such is an error.
+        """
+        vector, every = self.embed(query), enumerate(sources)
+        near: list[tuple[int, float]] = []
+        while group := list(islice(every, GROUP)):
+            prepared: dict[int, Prepared] = {}
+            for place, source in group:
+                try:
+                    prepared[place] = self._prepared(_embeddable(source))
+                except MediaError as error:
+                    if lost is None:
+                        raise
+                    lost(place, error)
+            vectors = self._vectors(list(prepared.values()))
+            near += [(place, float(own @ vector)) for place, own in zip(prepared, vectors, strict=True)]
+        return sorted(near, key=lambda found: -found[1])[:most]
+
+    def _prepared(self, part: Part) -> Prepared:
+        """What the vector of a part is made from. Raises MediaError, TooLongError."""
+        if self.model.pair is None:
+            return self.processor.encode_prompt([Message("user", (part,))])
+        return self._text(part.text) if isinstance(part, Text) else self.processor.media_input(part)
+
+    @torch.inference_mode()
+    def _vectors(self, sources: Sequence[Prepared]) -> list[torch.Tensor]:
         vectors: dict[int, torch.Tensor] = {}
-        pair, device = self.model.pair, self.model.device
-        if pair is None:
-            for i, part in enumerate(parts):
-                batch = collate([self.processor.encode_prompt([Message("user", (part,))])])
-                vectors[i] = F.normalize(self.model.hidden(batch.to(device)).mean(dim=0).float(), dim=0)
-            return [vectors[i] for i in range(len(parts))]
-        texts = {i: self._text(part.text) for i, part in enumerate(parts) if isinstance(part, Text)}
-        media = {i: self.processor.media_input(part) for i, part in enumerate(parts) if not isinstance(part, Text)}
-        if texts:
-            vectors |= zip(texts, pair.texts(list(texts.values())), strict=True)
+        device = self.model.device
+        texts = {i: one for i, one in enumerate(sources) if isinstance(one, torch.Tensor)}
+        media = {i: one.to(device) for i, one in enumerate(sources) if isinstance(one, MediaInput)}
+        if self.model.pair is not None and texts:
+            vectors |= zip(texts, self.model.pair.texts(list(texts.values())), strict=True)
         if media:
-            vectors |= zip(media, self.model.media_vectors([item.to(device) for item in media.values()]), strict=True)
-        return [vectors[i] for i in range(len(parts))]
+            vectors |= zip(media, self.model.media_vectors(list(media.values())), strict=True)
+        for i, one in enumerate(sources):
+            if isinstance(one, Example):
+                hidden = self.model.hidden(collate([one]).to(device))
+                vectors[i] = F.normalize(hidden.mean(dim=0).float(), dim=0)
+        return [vectors[i] for i in range(len(sources))]
 
     def _text(self, text: str) -> torch.Tensor:
         """The token ids of a text as they were in training: with the end token."""
@@ -255,7 +294,7 @@ class Assistant:
         if self.model.pair is not None:
             if examples:
                 raise ConfigError("classify: a model that pairs media with texts takes no examples; leave them out")
-            vectors = torch.stack(self._vectors([part, *map(Text, texts)]))
+            vectors = torch.stack(self._vectors([self._prepared(one) for one in (part, *map(Text, texts))]))
             scores = self.model.pair.logits(vectors[:1], vectors[1:])[0]
         else:
             before = [(_classed(_shown(one)), template.replace("{}", label)) for one, label in examples]

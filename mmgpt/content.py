@@ -80,6 +80,7 @@ class Video:
 
 
 Medium: TypeAlias = Image | Audio | Video
+MODALITIES: dict[type, str] = {Image: "image", Audio: "audio", Video: "video"}
 Part: TypeAlias = Text | Medium
 Content: TypeAlias = str | tuple[Part, ...]
 """What is said: a text, or texts and media in any order."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmgpt.batch import Example, MediaInput
 from mmgpt.config import ModelConfig, TokenGrid, audio_grid, image_grid, slot_count, video_grid
-from mmgpt.content import Audio, Content, Image, Medium, Message, Part, Text, Video, text_of
+from mmgpt.content import MODALITIES, Content, Medium, Message, Part, Text, text_of
 from mmgpt.encoders.preprocessing import frames_to_pixels, to_pixels
 from mmgpt.errors import ConfigError, DataError, MediaError, shown
 from mmgpt.feature_cache import EncoderCache
@@ -34,8 +34,6 @@ from mmgpt.media import Clip, Waveform
 from mmgpt.media.image import MAX_PIXELS
 from mmgpt.tasks import TASKS
 from mmgpt.tokenizer import Tokenizer
-
-MODALITIES: dict[type, str] = {Image: "image", Audio: "audio", Video: "video"}
 
 
 class TooLongError(DataError):

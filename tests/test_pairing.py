@@ -155,6 +155,26 @@ def test_a_vector_is_of_length_one_and_does_not_depend_on_what_else_is_in_the_li
     assert near[1, 8]
 
 
+def test_the_nearest_sources_are_told_and_those_that_cannot_be_decoded(tokenizer, tmp_path):
+    assistant = Assistant(paired(tokenizer), tokenizer)
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    sources = [some_image(0), some_audio(0), "red", tmp_path / "a.png", *map(some_image, range(1, 70))]
+    readable = [source for source in sources if source != tmp_path / "a.png"]
+    near = (assistant.embed(readable) @ assistant.embed("a")).tolist()
+    near.insert(3, -2.0)
+    lost = []
+    found = assistant.retrieve("a", iter(sources), 10, lambda place, error: lost.append((place, str(error))))
+    assert [place for place, _ in found] == sorted(range(len(near)), key=lambda place: -near[place])[:10]
+    assert [similarity for _, similarity in found] == pytest.approx([near[place] for place, _ in found], abs=1e-4)
+    [(place, reason)] = lost
+    assert place == 3
+    assert "a.png" in reason
+    assert assistant.retrieve("red", sources[:3], 1) == [(2, pytest.approx(1.0))]
+    assert assistant.retrieve("red", [], 1) == []
+    with pytest.raises(MediaError, match=r"a\.png"):
+        assistant.retrieve("a", sources)
+
+
 def test_a_path_is_embedded_as_what_its_ending_says_and_a_str_as_a_text(tokenizer, tmp_path):
     assistant = Assistant(paired(tokenizer), tokenizer)
     picture = some_image(0).load()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmgpt.batch import Example
 from mmgpt.config import ModelConfig
-from mmgpt.content import Audio, Image, Part, Video
+from mmgpt.content import MODALITIES, Audio, Image, Part, Video
 from mmgpt.data.dataset import Broken, ExampleDataset
 from mmgpt.data.faults import Faults
 from mmgpt.data.lazy import lost_of
@@ -24,7 +24,7 @@ from mmgpt.data.packing import too_large
 from mmgpt.data.readers import read_samples
 from mmgpt.data.sample import Sample
 from mmgpt.errors import DataError, MediaError, MmgptError
-from mmgpt.processor import MODALITIES, Processor
+from mmgpt.processor import Processor
 from mmgpt.run_config import DataConfig
 
 SHOWN = 10  # pairs of samples that have the same in them, of each kind

@@ -106,7 +106,7 @@ def test_generate_goes_on_with_a_text_or_with_nothing(mmgpt_command, model_direc
     assert told.out == begun + assistant.complete(begun, max_new_tokens=6, beams=2) + "\n"
 
 
-def test_retrieve_tells_the_nearest_pictures_first(mmgpt_command, model_directory, assistant, tmp_path):
+def test_retrieve_tells_the_nearest_files_first(mmgpt_command, model_directory, assistant, media, tmp_path):
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 64 * (i + 1), (48, 48, 3), dtype=np.uint8)
         PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
@@ -122,10 +122,14 @@ def test_retrieve_tells_the_nearest_pictures_first(mmgpt_command, model_director
     assert told.out == "".join(f"{nearness[i]:.3f}  {pictures[i]}\n" for i in order[:3])
     words = mmgpt_command("retrieve", "A red circle.", query, "--model", model_directory, "--json")
     [found] = [json.loads(line) for line in words.out.splitlines()]
-    assert found["image"] == str(query)
+    assert found["file"] == str(query)
     near = float(assistant.embed(query) @ assistant.embed("A red circle."))
     assert found["similarity"] == pytest.approx(near, abs=1e-4)
     assert "--most: must be" in mmgpt_command("retrieve", "x", query, "--most", 0).error(2)
+    sound = tmp_path / "a.wav"
+    sound.write_bytes((media / "good.wav").read_bytes())
+    told = mmgpt_command("retrieve", sound, tmp_path, "--model", model_directory, "--most", 1)
+    assert told.out == f"1.000  {sound}\n"
 
 
 def test_translate_prints_what_the_model_says(mmgpt_command, model_directory, assistant):

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmgpt.data.pictures import find_pictures
+from mmgpt.content import Audio, Image
+from mmgpt.data.pictures import find_media, find_pictures
 from mmgpt.errors import DataError
 
 
@@ -58,6 +59,24 @@ def test_tars_and_tables(photos, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     table = str(tmp_path / "rows.parquet")
     assert shades(find_pictures([table])) == [(f"{table}: row 0: photo", 3), (f"{table}: row 1: photo", 5)]
+
+
+def test_other_media_are_found_like_pictures_each_as_what_its_name_says(photos, tmp_path):
+    (photos / "d.wav").write_bytes(b"")
+    (photos / "e.mp4").write_bytes(b"")
+    known = {".png": Image, ".wav": Audio}
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(photos / "d.wav", "d.wav")
+    pq.write_table(pa.table({"sound": [{"bytes": b"", "path": None}]}), tmp_path / "rows.parquet")
+
+    def kinds(*sources: object) -> list[type]:
+        return [type(medium) for found in find_media(list(map(str, sources)), known, Image) for _, medium in found]
+
+    assert kinds(photos, f"{photos}/*.wav") == [Image, Image, Audio, Audio]
+    assert kinds(photos / "d.wav", photos / "a.JPEG") == [Audio, Image]
+    assert kinds(tmp_path / "shard.tar", tmp_path / "rows.parquet") == [Audio, Audio]
+    with pytest.raises(DataError, match=r"\*\.gif: no media; known are \.png, \.wav"):
+        kinds(f"{photos}/*.gif")
 
 
 def test_where_there_are_no_pictures_it_is_told(photos, tmp_path):
