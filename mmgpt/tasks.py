@@ -83,3 +83,13 @@ TASKS = {
     "write": Task(("",), ("bleu_4",)),
     "continue": Task(("",), ("perplexity", "bits_per_byte", "bits_per_character"), likelihood=True),
 }
+
+
+def task_of(instruction: str) -> str | None:
+    """The task of texts that an instruction in its own words asks for; None where it is none's."""
+    wordings = {task: TASKS[task].prompts[0] for task in ("translate", "summarize")}
+    for task, wording in wordings.items():
+        before, to, after = wording.partition("{to}")
+        if instruction == wording or (to and instruction.startswith(before) and instruction.endswith(after)):
+            return task
+    return None

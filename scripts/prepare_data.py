@@ -161,12 +161,15 @@ def tatoeba(folder: Path) -> Iterator[Row]:
 
 
 def xquad(folder: Path) -> Iterator[Row]:
-    """Questions to be answered from a paragraph, in three languages (Artetxe et al. 2020)."""
+    """Paragraphs in three languages (Artetxe et al. 2020): questions to be answered from them, and the article's title,
+    as which they are to be summarized."""
     for code in ("en", "de", "zh"):
         articles = json.loads((folder / f"xquad.{code}.train.json").read_text("utf-8"))["data"]
         split = held_out(f"{i:06}" for i in range(len(articles)))
         for i, article in enumerate(articles):
             for paragraph in article["paragraphs"]:
+                request = {"instruction": TASKS["summarize"].prompts[0], "input": paragraph["context"]}
+                yield {**request, "answer": [article["title"].replace("_", " ")], "split": split[f"{i:06}"]}
                 for asked in paragraph["qas"]:
                     answers = list(dict.fromkeys(answer["text"] for answer in asked["answers"]))
                     request = {"instruction": asked["question"], "input": paragraph["context"], "answer": answers}

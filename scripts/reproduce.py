@@ -43,7 +43,7 @@ RECIPES = {
     **dict.fromkeys(("fashion_mnist", "cifar10", "esc10", "sst2", "sms_spam"), Recipe("classify", ("--choose",))),
     "multi30k": Recipe("translate", ("--beams", "4")),
     "tatoeba": Recipe("translate", ("--beams", "4")),
-    "xquad": Recipe("ask"),
+    "xquad": Recipe(None),
     "grid_sound": Recipe("transcribe", format="sounds"),
     "grid_lips": Recipe("transcribe", prepared="grid"),
     "grid_both": Recipe("transcribe", prepared="grid"),

@@ -11,7 +11,7 @@ is told by the first of these lines of which all columns are there; of several n
 | question, prompt, query, instruction (and input, below it), source, input | the prompt, |
 | with multiple_choice_answer, answer(s), response, completion | and its right answers, |
 | or a list of questions with as many answers | questions about the same media, |
-| or target, output | or a text to write, |
+| or target, output | or a text to write; or translation, summary where the tasks' own words ask for one, |
 | or label, category, class | or a class |
 | media and caption(s) | captions |
 | media and transcript, transcription, sentence, text | speech to transcribe; of pictures and clips, captions |
@@ -37,7 +37,7 @@ from mmgpt.data.splits import row_numbers, split_name
 from mmgpt.errors import DataError, MediaError, shown
 from mmgpt.folder import MediaFolder
 from mmgpt.stored import Stored
-from mmgpt.tasks import TASKS
+from mmgpt.tasks import TASKS, task_of
 
 T = TypeVar("T")
 
@@ -104,9 +104,9 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         return _asked_together(parts, (question, fields[question]), (answer, fields[answer]), where)
     if question and answer:
         text = _string(fields[question], question)
+        task = task_of(text) or ("write" if answer == target else "ask")
         if question == "instruction" and fields.get("input"):
             text = f"{text}\n{_string(fields['input'], 'input')}"
-        task = "write" if answer == target else "ask"
         return Sample((Message.of("user", *parts, text),), texts_of(fields[answer], answer), task, where)
     caption, spoken = first(_CAPTION), first(_SPOKEN)
     if parts and caption:

@@ -37,6 +37,15 @@ def first(task: str) -> str:
         ({"source": "A dog.", "target": "Ein Hund."}, (["A dog."], ("Ein Hund.",), "write")),
         ({"instruction": "Sum.", "input": "1 2", "output": "3"}, (["Sum.\n1 2"], ("3",), "write")),
         ({"instruction": "Sing.", "input": "", "output": "La."}, (["Sing."], ("La.",), "write")),
+        (
+            {"instruction": "Translate into Old English.", "input": "A", "output": "B"},
+            (["Translate into Old English.\nA"], ("B",), "translate"),
+        ),
+        (
+            {"instruction": "Summarize the text.", "input": "A b.", "answer": ["A"]},
+            (["Summarize the text.\nA b."], ("A",), "summarize"),
+        ),
+        ({"instruction": "Translate into", "input": "A", "output": "B"}, (["Translate into\nA"], ("B",), "write")),
         ({"image": b"i", "caption": "A dog."}, ([Image, first("caption")], ("A dog.",), "caption")),
         ({"photo": b"i", "captions": ["A.", "B."]}, ([Image, first("caption")], ("A.", "B."), "caption")),
         ({"image": b"i", "text": "A dog.", "label": 1}, ([Image, first("caption")], ("A dog.",), "caption")),

@@ -217,21 +217,25 @@ def test_sentences_are_translated_into_chinese(prepared, tmp_path):
     assert [told(one) for one in prepared("tatoeba", "train")] == [("Translate into Chinese.\nA dog.", ("狗。",))]
 
 
-def test_questions_on_paragraphs_in_three_languages(prepared, tmp_path):
+def test_questions_on_paragraphs_in_three_languages_and_their_titles(prepared, tmp_path):
     for code in ("en", "de", "zh"):
         articles = [
             {
+                "title": "New_York",
                 "paragraphs": [
                     {"context": f"{code} {i}", "qas": [{"question": "What?", "answers": [{"text": code}] * 2}]}
-                ]
+                ],
             }
             for i in range(2)
         ]
         (tmp_path / f"xquad.{code}.train.json").write_text(json.dumps({"data": articles}))
     for split, i in (("dev", 0), ("train", 1)):
         assert [told(one) for one in prepared("xquad", split)] == [
-            (f"What?\n{code} {i}", (code,)) for code in ("en", "de", "zh")
+            one
+            for code in ("en", "de", "zh")
+            for one in ((f"Summarize the text.\n{code} {i}", ("New York",)), (f"What?\n{code} {i}", (code,)))
         ]
+        assert [one.task for one in prepared("xquad", split)] == ["summarize", "ask"] * 3
 
 
 def test_a_speakers_mouth_and_voice(prepared, tmp_path):
