@@ -120,11 +120,11 @@ class Batch:
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return torch.arange(len(lengths), device=self.ids.device).repeat_interleave(lengths)
 
-    @property
-    def answers(self) -> list[Tensor]:
+    @cached_property
+    def answers(self) -> tuple[Tensor, ...]:
         """The supervised token ids of each document."""
-        pieces = zip(self.ids.split(self.lengths), self.supervised.split(self.lengths), strict=True)
-        return [ids[supervised] for ids, supervised in pieces]
+        counts = self.numbers[self.targets].bincount(minlength=len(self.lengths))
+        return self.ids[self.targets].split(counts.tolist())
 
     @cached_property
     def shown(self) -> list[list[tuple[str, int]]]:

@@ -2,6 +2,8 @@
 
 So an encoder of few recordings learns to hear, or to read lips, before the GPT has learned where to look; recognisers
 are trained like this since Watanabe et al. 2017 (hybrid CTC/attention). Answers are the GPT's alone.
+
+Of a clip the tokens of a frame follow each other, and those of the sound track follow all frames.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,8 @@ IN_TIME = ("audio", "video")  # modalities whose tokens follow each other in tim
 
 class CTC(nn.Module):
     """Connectionist temporal classification (Graves et al. 2006) of the encoders' tokens.
+
+    Logits of all tokens of a batch are in memory at once: choose a small vocabulary.
 
     Args:
         vocabulary: Number of token ids; one more is the blank, which stands between tokens.
@@ -39,7 +43,9 @@ class CTC(nn.Module):
     def loss(self, batch: Batch, tokens: Mapping[str, Tensor], per: LossPer = "token") -> Tensor:
         """Sum over the documents of -log p(what is supervised in them | their sound or clip), in nats.
 
-        Documents with several media, or none, are left out, and those with more to spell than there are tokens.
+        Documents with several media, or none, are left out, and those whose tokens are too few to spell the answer. So
+        are media whose encoder is not trained, or whose head is not: nothing could be learned, or from a head that
+        knows nothing.
 
         Args:
             batch: The documents.
@@ -48,6 +54,8 @@ class CTC(nn.Module):
         """
         total = next(self.parameters()).new_zeros(())
         for modality, head in self.heads.items():
+            if modality not in tokens or not (tokens[modality].requires_grad and head.weight.requires_grad):
+                continue
             some = [
                 (own[0][1], answer)
                 for own, answer in zip(batch.shown, batch.answers, strict=True)

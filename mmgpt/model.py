@@ -87,14 +87,22 @@ class MultimodalGPT(nn.Module):
         if config.pair is not None:
             self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, widths)
             resolved.pair = self.pair.config
-        if config.ctc and not config.answers:
-            raise ConfigError(
-                "model.ctc: stands beside the loss of answers, but pair.caption is 0; leave out one of them"
-            )
-        self.ctc = CTC(config.gpt.vocab_size, widths) if config.ctc else None
         self.config = resolved
+        self.ctc: CTC | None = None
+        if config.ctc:
+            self.add_ctc(config.ctc)
         self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
         self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
+
+    def add_ctc(self, weight: float) -> None:
+        """Have sound and video encoders spell the answer by themselves, with this weight of the loss; heads are new.
+
+        Raises ConfigError for a weight that is not above 0, and where there are no such encoders.
+        """
+        if not weight > 0:
+            raise ConfigError(f"model.ctc: must be from 0 on, not {weight}")
+        widths = {name: one.width for name, one in self.encoders.items() if isinstance(one, Encoder)}
+        self.ctc, self.config.ctc = CTC(self.gpt.config.vocab_size, widths), weight
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +208,7 @@ class MultimodalGPT(nn.Module):
         return self.gpt.head(self.hidden(batch))
 
     def loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
-        """Next-token cross-entropy on the supervised tokens; beside it the loss of pairs, and CTC's in its sum.
+        """Next-token cross-entropy on the supervised tokens; beside it the loss of pairs, and in training CTC's, too.
 
         Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
         several processes all must call it together where there are pairs: those of one are compared with the others'.
@@ -215,7 +223,8 @@ class MultimodalGPT(nn.Module):
             raise DataError("a batch without a supervised token: there is nothing to learn from; check the data")
         pair: Tensor | float = 0.0
         tokens: dict[str, Tensor] = {}
-        if batch is not None and (self.pair is not None or self.ctc is not None):
+        ctc = self.ctc if self.training else None
+        if batch is not None and (self.pair is not None or ctc is not None):
             tokens = {name: self.media_tokens(name, group.inputs) for name, group in batch.media.items()}
         if self.pair is not None:
             pair = self.pair.loss(batch, tokens) * self.pair.config.weight
@@ -234,8 +243,8 @@ class MultimodalGPT(nn.Module):
         total, each = self.gpt.loss(hidden, batch.ids[targets], weights, smoothing)
         if self.pair is not None:
             total = total * self.pair.config.caption
-        if self.ctc is not None:
-            total = total + self.config.ctc * self.ctc.loss(batch, tokens, per)
+        if ctc is not None:
+            total = total + self.config.ctc * ctc.loss(batch, tokens, per)
         return Loss(total + also, count, each, pair)
 
 

@@ -162,7 +162,8 @@ class TrainConfig:
         out: Directory of the run: checkpoints, log, samples, report.
         init: A model of ours to begin with: a checkpoint, a run or a Hub id. Its configuration and tokenizer are those
             of the run, so that `model` must be left out, and which of its encoders were frozen is forgotten. But for
-            the weights of its losses: where model.pair.weight or model.pair.caption is given, both are set anew.
+            the weights of its losses: where model.pair.weight or model.pair.caption is given, both are set anew, and
+            where model.ctc is, a model that had none has it.
         model: The model, if it is a new one.
         data: The data.
         optimizer: The optimizer and its schedule.

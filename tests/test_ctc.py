@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mmgpt import checkpoint
 from mmgpt.batch import Batch, MediaBatch, MediaInput, collate
-from mmgpt.config import LossPer, PairConfig, TokenGrid
+from mmgpt.config import LossPer, ModelConfig, TokenGrid
 from mmgpt.content import Message
 from mmgpt.ctc import CTC
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
+from mmgpt.run_config import TrainConfig
+from mmgpt.training.run import make_model, make_tokenizer
 
 VOCABULARY = 2
 PER: tuple[LossPer, ...] = ("token", "document")
@@ -41,13 +43,13 @@ def spelled(path: tuple[int, ...]) -> list[int]:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=3))
 def test_it_is_the_surprise_at_all_ways_to_say_the_answer_together(seed, length, answer):
     torch.manual_seed(seed)
-    ctc = CTC(VOCABULARY, {"image": 7, "audio": 4}).requires_grad_(False)
-    tokens = torch.randn(1, 6, 4)  # the last ones are pads
+    ctc = CTC(VOCABULARY, {"image": 7, "audio": 4})
+    tokens = torch.randn(1, 6, 4, requires_grad=True)  # the last ones are pads
     shares = ctc.heads["audio"](tokens[0, :length]).softmax(-1).tolist()
     paths = itertools.product(range(VOCABULARY + 1), repeat=length)
     likely = sum(math.prod(map(list.__getitem__, shares, path)) for path in paths if spelled(path) == answer)
     expected = -math.log(likely) if likely else 0.0  # where it is too short to say it
-    by_token, by_document = (float(ctc.loss(heard(length, answer), {"audio": tokens}, per)) for per in PER)
+    by_token, by_document = (ctc.loss(heard(length, answer), {"audio": tokens}, per).item() for per in PER)
     assert by_token == pytest.approx(expected, rel=1e-4)
     assert by_document == pytest.approx(expected / len(answer), rel=1e-4)
 
@@ -55,7 +57,7 @@ def test_it_is_the_surprise_at_all_ways_to_say_the_answer_together(seed, length,
 @pytest.fixture(scope="module")
 def spelling(tokenizer) -> MultimodalGPT:
     torch.manual_seed(0)
-    return MultimodalGPT(replace(tiny_config(len(tokenizer)), ctc=0.5)).eval()
+    return MultimodalGPT(replace(tiny_config(len(tokenizer)), ctc=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +111,31 @@ def test_its_gradient_reaches_the_encoder_and_not_the_gpt(spelling, examples):
 def test_a_saved_model_has_it_and_loads(spelling, examples, tokenizer, tmp_path):
     other, _ = checkpoint.load(checkpoint.save(tmp_path / "model", spelling, tokenizer))
     batch = collate(list(examples.values()))
-    assert torch.equal(other.loss(batch).sum, spelling.loss(batch).sum)
+    assert spelled_beside(spelling, batch)
+    assert torch.equal(spelled_beside(other.train(), batch), spelled_beside(spelling, batch))
+    assert not spelled_beside(other.eval(), batch)
+
+
+@pytest.mark.parametrize("frozen", ["encoders", "ctc"])
+def test_where_an_encoder_or_its_head_is_frozen_nothing_is_spelled(tokenizer, examples, frozen):
+    model = MultimodalGPT(replace(tiny_config(len(tokenizer)), ctc=0.5))
+    model.get_submodule(frozen).requires_grad_(False)
+    assert not spelled_beside(model, collate(list(examples.values())))
+
+
+def test_a_run_gives_ctc_to_a_model_that_had_none_and_another_weight_to_one_that_has_it(tokenizer, spelling, tmp_path):
+    plain = checkpoint.save(tmp_path / "plain", MultimodalGPT(tiny_config(len(tokenizer))), tokenizer)
+    for init in (plain, checkpoint.save(tmp_path / "spelling", spelling, tokenizer)):
+        config = TrainConfig(init=str(init), model=ModelConfig(ctc=0.25), out=str(tmp_path / "run"))
+        model = make_model(config, make_tokenizer(config, []))
+        assert model.ctc is not None
+        assert model.config.ctc == 0.25
+        assert model.encoders.keys() > model.ctc.heads.keys() == {"audio", "video"}
 
 
 def test_models_that_cannot_have_it_say_so(tokenizer):
     config = replace(tiny_config(len(tokenizer)), ctc=0.5)
     with pytest.raises(ConfigError, match=r"model\.ctc: sounds and clips alone"):
         MultimodalGPT(replace(config, audio=None, video=None))
-    with pytest.raises(ConfigError, match=r"model\.ctc: stands beside the loss of answers"):
-        MultimodalGPT(replace(config, pair=PairConfig(caption=0.0)))
+    with pytest.raises(ConfigError, match=r"model\.ctc: must be from 0 on, not -1"):
+        MultimodalGPT(replace(config, ctc=-1))

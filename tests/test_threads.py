@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 import torch
 
-from mmgpt.threads import compute_alone, helpers
+from mmgpt.threads import apart, compute_alone, helpers
 
 
 def threads_of_torch(pool: ThreadPoolExecutor) -> int:
@@ -28,6 +28,14 @@ def test_helpers_compute_alone_and_leave_all_other_threads_as_they_are():
         with helpers(1, "aside") as aside, ThreadPoolExecutor(1) as later:
             assert threads_of_torch(aside) == 1
             assert [torch.get_num_threads(), threads_of_torch(earlier), threads_of_torch(later)] == [3, 3, 3]
+
+
+def test_work_is_done_apart_by_a_full_team_though_who_asks_computes_alone():
+    with helpers(1, "aside") as aside, ThreadPoolExecutor(1) as later:
+        compute_again = aside.submit(compute_alone)  # once more, which changes nothing
+        assert compute_again.result() is None
+        assert aside.submit(apart, torch.get_num_threads).result() == 3
+        assert [threads_of_torch(aside), threads_of_torch(later)] == [1, 3]
 
 
 def test_a_thread_may_be_told_to_compute_alone_while_others_are_being_told_so_too():

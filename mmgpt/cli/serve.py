@@ -67,14 +67,14 @@ def main(arguments: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serve: needs {error.name}; install it with `uv sync --extra serve`") from None
     import mmgpt
-    from mmgpt.threads import compute_alone
+    from mmgpt.threads import apart, compute_alone
 
     compute_alone()  # this thread serves; the engine has one of its own, with a team that no other may slow down
     if not keys and args.host not in LOCAL:
         print(f"mmgpt: warning: {args.host} without --api-keys: whoever reaches it may ask", file=sys.stderr)
     name = Path(args.model).name or Path(args.model).resolve().name
     serve(
-        mmgpt.load(args.model, int8=args.int8),
+        apart(lambda: mmgpt.load(args.model, int8=args.int8)),  # for as many threads as the engine will have
         name,
         listening,
         limits=limits,

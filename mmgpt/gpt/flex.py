@@ -1,16 +1,27 @@
 """Attention over packed documents in one kernel on a GPU: FlexAttention (Dong et al. 2024)."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # tokens; FlexAttention leaves out blocks of queries by keys of which nothing is seen
 
-compiled = torch.compile(flex_attention, dynamic=True)
+VARIANTS = 64  # that may be compiled: of types and numbers of heads, with gradients and without
+
+
+def build(backend: str | Callable[..., Any] = "inductor") -> Callable[..., Tensor]:
+    """FlexAttention compiled for all lengths. It fails where it cannot be: uncompiled it makes tokens x tokens."""
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend)
+
+
+compiled = build()
 
 
 def block_mask(numbers: Tensor, causal: bool, window: int | None = None) -> BlockMask:
@@ -55,7 +66,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     tokens, pads = len(q), mask.seq_lengths[0] - len(q)
     # Norms of queries and keys may be in float32 where the rest is in bfloat16.
     q, k, v = (F.pad(x.to(v.dtype), (0, 0, 0, 0, 0, pads)).transpose(0, 1)[None] for x in (q, k, v))
-    return compiled(q, k, v, block_mask=mask, enable_gqa=True)[0].transpose(0, 1)[:tokens]
+    with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+        return compiled(q, k, v, block_mask=mask, enable_gqa=True)[0].transpose(0, 1)[:tokens]
 
 
 @cache
@@ -66,10 +78,19 @@ def works(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, h
     """
     # More blocks than heads: sizes that are equal by chance are taken for one, and compiled anew when they differ.
     tokens = BLOCK * (heads + 1)
-    q, k, v = (torch.zeros(tokens, n, head_width, dtype=dtype, device=device) for n in (heads, kv_heads, kv_heads))
     try:
-        with torch.no_grad():
-            attend(q, k, v, block_mask(torch.zeros(tokens, dtype=torch.int, device=device), causal=True))
+        # Forward and backward, whatever is asked for now; the hooks keep out those of a checkpoint that this is within.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
+        ):
+            shapes = ((tokens, n, head_width) for n in (heads, kv_heads, kv_heads))
+            q, k, v = (torch.zeros(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+            mask = block_mask(torch.zeros(tokens, dtype=torch.int, device=device), causal=True)
+            attend(q, k, v, mask).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(

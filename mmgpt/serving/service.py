@@ -46,7 +46,7 @@ from mmgpt.threads import helpers
 T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
-MODERATORS = 4  # threads that ask a moderator about answers
+MODERATORS = 4  # threads that ask a moderator about requests and answers
 BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
 CONSTRAINT_CHARACTERS = 1 << 16  # of a JSON schema, or of what else answers keep to
 COMPLETED_TOKENS = 16  # of a completion, unless the request says otherwise; as in OpenAI's API
@@ -81,7 +81,7 @@ class Service:
         model, tokenizer = assistant.model, assistant.tokenizer
         self.assistant, self.name, self.limits, self.created = assistant, name, limits, int(time.time())
         self.moderator, self.fetcher = moderator, fetcher
-        self.fetching = ThreadPoolExecutor(FETCHERS, "fetch")
+        self.fetching = helpers(FETCHERS, "fetch")
         self.tokenizer, self.context = tokenizer, model.config.gpt.context
         # The model's limits of time are in its configuration; they are lowered to those of the server.
         lowered = {
@@ -93,7 +93,7 @@ class Service:
         self.worker = Worker(lambda: Engine(model, tokenizer, rows=rows))
         self.pool = helpers(ENCODERS, "encode")
         self.explaining = helpers(1, "explain")
-        self.moderating = ThreadPoolExecutor(MODERATORS, "moderate")
+        self.moderating = helpers(MODERATORS, "moderate")
         self.decoders = Decoders(limits.decoding, limits.memory)
         self.running, self.held, self.draining = 0, 0, False
         self.metrics = Metrics(lambda: self.running, lambda: self.worker.waiting)
@@ -171,7 +171,7 @@ class Service:
         inputs = await self.decoders.run(work) if media else {}
         return await self.aside(partial(self.processor.encode_prompt, conversation, shared=inputs))
 
-    # From what was asked to requests of the engine; but for media, all of it runs in the pool
+    # From what was asked to requests of the engine; but for media and a moderator, all of it runs in the pool
 
     async def chat(self, asked: ChatRequest) -> list[Request]:
         conversation, decoding = await self.aside(partial(self._chat, asked))

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+import torch
+
 from mmgpt.generation import Answer, Engine, Request
 
 T = TypeVar("T")
@@ -114,6 +116,7 @@ class Worker:
     # What runs in the thread
 
     def _run(self, built: concurrent.futures.Future[Engine]) -> None:
+        torch.get_num_threads()  # which settles it, before any other thread is told to compute alone
         try:
             built.set_result(self._build())
         except Exception as error:

@@ -314,6 +314,8 @@ def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
         return MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=len(tokenizer))))
     model, _ = checkpoint.load(config.init)
     _weighed(model.config, config)
+    if model.config.ctc and model.ctc is None:
+        model.add_ctc(model.config.ctc)
     for encoder in (model.config.image, model.config.audio):
         if encoder is not None:
             encoder.frozen = False
@@ -324,6 +326,8 @@ def _weighed(model: ModelConfig, config: TrainConfig) -> ModelConfig:
     """The configuration of `init` itself, with the weights of its losses set anew where the run gives any."""
     if model.pair is not None and config.model.pair is not None:
         model.pair.weight, model.pair.caption = config.model.pair.weight, config.model.pair.caption
+    if config.model.ctc:
+        model.ctc = config.model.ctc
     return model
 
 
@@ -347,7 +351,7 @@ def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
 
 def _check_beside_init(config: TrainConfig, init: str) -> None:
     pair = config.model.pair
-    weights = ModelConfig(pair=pair and PairConfig(weight=pair.weight, caption=pair.caption))
+    weights = ModelConfig(pair=pair and PairConfig(weight=pair.weight, caption=pair.caption), ctc=config.model.ctc)
     for field, new in (("model", config.model != weights), ("data.tokenizer", config.data.tokenizer is not None)):
         if new:
             raise ConfigError(f"{field}: init ({init}) has its own; leave out one of the two")

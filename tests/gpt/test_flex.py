@@ -97,8 +97,7 @@ def test_a_gpt_learns_the_same_and_its_layers_share_masks():
 
 def test_other_lengths_and_windows_are_not_compiled_anew():
     counter = CompileCounter()
-    compiled = torch.compile(torch_flex.flex_attention, dynamic=True, backend=counter, fullgraph=True)
-    with patch.object(flex, "compiled", compiled), torch.no_grad():
+    with patch.object(flex, "compiled", flex.build(counter)), torch.no_grad():
         for lengths in ([600, 3], [1], [128, 128], [200], LENGTHS):
             documents = Documents(lengths)
             qkv = some_heads(documents, 2)
@@ -106,6 +105,20 @@ def test_other_lengths_and_windows_are_not_compiled_anew():
                 found = flex.attend(*qkv, flex.block_mask(documents.numbers, *kind))
                 torch.testing.assert_close(found, documents.attend(*qkv, *kind))
     assert counter.frame_count == 1
+
+
+def test_many_kinds_of_heads_types_and_modes_are_all_compiled():
+    torch.compiler.reset()
+    counter, documents = CompileCounter(), Documents(LENGTHS)
+    modes = (torch.no_grad, torch.inference_mode)
+    with patch.object(flex, "compiled", flex.build(counter)):
+        for groups in (1, 2, 3):
+            for dtype in (torch.float32, torch.float64):
+                for mode in modes:
+                    with mode():
+                        qkv = [one.to(dtype) for one in some_heads(documents, groups)]
+                        flex.attend(*qkv, flex.block_mask(documents.numbers, causal=True))
+    assert counter.frame_count > 8  # torch's limit, behind which it goes on uncompiled
 
 
 def test_where_flex_attention_cannot_be_compiled_documents_are_padded(monkeypatch):

@@ -68,7 +68,8 @@ def test_the_engine_has_all_threads_and_whatever_else_a_server_does_computes_alo
         with running(assistant) as server:
             service = server.service
             assert asyncio.run(service.worker.call(torch.get_num_threads)) == 3
-            for pool in (service.pool, service.explaining, service.decoders.threads):
+            pools = service.pool, service.explaining, service.moderating, service.fetching, service.decoders.threads
+            for pool in pools:
                 assert pool.submit(torch.get_num_threads).result() == 1
     finally:
         torch.set_num_threads(before)

@@ -124,15 +124,14 @@ def test_of_a_run_with_a_cache_the_first_epoch_alone_is_told_as_slow_as_its_enco
     trial.run(config, findings, 1 << 40)
     assert not Path(str(config.cache)).exists()
     told = findings.values["seconds"]
-    assert told["first_epoch"] > 0.1 * 12
-    assert told["first_epoch"] < told["training"] < 0.5 * config.epochs * told["first_epoch"]
-    run = train(config)
-    assert told["training"] + told["validation"] == pytest.approx(run.seconds, rel=0.35)
+    slept = 0.1 * 12
+    assert told["first_epoch"] > slept
+    assert told["training"] - told["first_epoch"] < (config.epochs - 1) * slept  # which later epochs are spared
 
     trial.run(replace(config, epochs=1), findings, 1 << 40)
     alone = findings.values["seconds"]
     assert "first_epoch" not in alone
-    assert alone["training"] == pytest.approx(told["first_epoch"], rel=0.35)
+    assert alone["training"] > slept
 
 
 @pytest.mark.parametrize(
