@@ -3,7 +3,8 @@
 So an encoder of few recordings learns to hear, or to read lips, before the GPT has learned where to look; recognisers
 are trained like this since Watanabe et al. 2017 (hybrid CTC/attention). Answers are the GPT's alone.
 
-Of a clip the tokens of a frame follow each other, and those of the sound track follow all frames.
+Of a clip whose sound track is heard, it is the track that spells: the path would else begin in the frames, which come
+first, by what is usually said. Of one that is only seen, the tokens of a frame follow each other.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mmgpt.batch import Batch
 from mmgpt.config import LossPer
+from mmgpt.encoders.base import ragged
 from mmgpt.errors import ConfigError
 
 IN_TIME = ("audio", "video")  # modalities whose tokens follow each other in time
@@ -63,12 +65,13 @@ class CTC(nn.Module):
             ]
             if not some:
                 continue
-            inputs = torch.tensor([place for place, _ in some], device=total.device)
+            inputs = [place for place, _ in some]
             counts = torch.tensor([len(answer) for _, answer in some])
-            lengths = torch.tensor([batch.media[modality].inputs[place].grid.count for place, _ in some])
+            grids = [batch.media[modality].inputs[place].grid for place, _ in some]
+            spans = [slice(grid.count - grid.suffix if grid.suffix else 0, grid.count) for grid in grids]
+            spelling, lengths = ragged([tokens[modality][i, span] for i, span in zip(inputs, spans, strict=True)])
             with torch.autocast(total.device.type, enabled=False):
-                own = tokens[modality][inputs].to(torch.promote_types(tokens[modality].dtype, torch.float32))
-                logits = head(own.to(head.weight.dtype)).log_softmax(-1)  # documents, tokens, vocabulary + 1
+                logits = head(spelling.to(head.weight.dtype)).log_softmax(-1)  # documents, tokens, vocabulary + 1
                 lost = F.ctc_loss(
                     logits.transpose(0, 1),
                     torch.cat([answer for _, answer in some]),

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmgpt import checkpoint
 from mmgpt.batch import Batch, MediaBatch, MediaInput, collate
 from mmgpt.config import LossPer, ModelConfig, TokenGrid
-from mmgpt.content import Message
+from mmgpt.content import Message, Video
 from mmgpt.ctc import CTC
 from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
@@ -95,6 +95,19 @@ def test_a_documents_loss_is_its_own_whatever_shares_its_batch(spelling, example
     alone = {name: spelled_beside(spelling, collate([one])) for name, one in examples.items()}
     assert {name for name, loss in alone.items() if loss} == {"heard", "seen", "heard, too"}
     torch.testing.assert_close(spelled_beside(spelling, collate(list(examples.values()))), sum(alone.values()))
+
+
+def test_of_a_clip_the_sound_track_spells_and_where_there_is_none_the_frames(spelling, examples, tokenizer):
+    def reached(clip: Video) -> set[str]:
+        processor = Processor(spelling.config, tokenizer)
+        example = processor.encode([Message.of("user", clip, "What?"), Message.of("assistant", "a")])
+        spelling.zero_grad()
+        spelled_beside(spelling, collate([example])).backward()
+        names = {name: p.grad for name, p in spelling.named_parameters() if p.grad is not None}
+        return {name.split(".")[2] for name, grad in names.items() if name.startswith("encoders.video") and grad.any()}
+
+    assert reached(some_video(0)) == {"sound"}
+    assert reached(some_video(0, sound=False)) == {"time", "place", "change"}
 
 
 def test_its_gradient_reaches_the_encoder_and_not_the_gpt(spelling, examples):
