@@ -68,13 +68,11 @@ class MultimodalGPT(nn.Module):
         self.encoders = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
         resolved = dataclasses.replace(config)
-        widths: dict[str, int] = {}
         for modality, build in ENCODERS.items():
             if getattr(config, modality) is None:
                 continue
             encoder = build(getattr(config, modality), self.encoders)
             self.encoders[modality] = encoder
-            widths[modality] = encoder.width
             self.adapters[modality] = Adapter(
                 config.adapter(modality),
                 encoder.width,
@@ -85,7 +83,7 @@ class MultimodalGPT(nn.Module):
             setattr(resolved, modality, encoder.config)
         self.pair: Pairing | None = None
         if config.pair is not None:
-            self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, widths)
+            self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, self._widths)
             resolved.pair = self.pair.config
         self.config = resolved
         self.ctc: CTC | None = None
@@ -101,8 +99,12 @@ class MultimodalGPT(nn.Module):
         """
         if not weight > 0:
             raise ConfigError(f"model.ctc: must be from 0 on, not {weight}")
-        widths = {name: one.width for name, one in self.encoders.items() if isinstance(one, Encoder)}
-        self.ctc, self.config.ctc = CTC(self.gpt.config.vocab_size, widths), weight
+        self.ctc, self.config.ctc = CTC(self.gpt.config.vocab_size, self._widths), weight
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """Width of each encoder's tokens, by modality."""
+        return {name: one.width for name, one in self.encoders.items() if isinstance(one, Encoder)}
 
     @property
     def device(self) -> torch.device:

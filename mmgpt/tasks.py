@@ -87,8 +87,8 @@ TASKS = {
 
 def task_of(instruction: str) -> str | None:
     """The task of texts that an instruction in its own words asks for; None where it is none's."""
-    wordings = {task: TASKS[task].prompts[0] for task in ("translate", "summarize")}
-    for task, wording in wordings.items():
+    for task in ("translate", "summarize"):
+        wording = TASKS[task].prompts[0]
         before, to, after = wording.partition("{to}")
         if instruction == wording or (to and instruction.startswith(before) and instruction.endswith(after)):
             return task

@@ -13,7 +13,7 @@ and the ratio of the peer's operations in products to ours: what would be won if
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -213,18 +213,21 @@ class Both:
         self.descend(self.theirs, self.their_loss)
 
     def descend(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
-        """A step on a loss."""
+        """A step of a model on a loss."""
         if model not in self.optimizers:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             self.optimizers[model] = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-        optimizer = self.optimizers[model]
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
+        descend(self.optimizers[model], loss)
 
     @property
     def supervised(self) -> int:
         return int(self.batch.supervised.sum())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
 
 
 def compare(
@@ -348,9 +351,7 @@ def part_packed(bench: Bench) -> None:
             return F.cross_entropy(gpt.head(hidden), labels.flatten(), ignore_index=-1, reduction="sum")
 
         def step(loss: Callable[[], Tensor], tokens: int = sum(lengths)) -> None:
-            optimizer.zero_grad()
-            (loss() / tokens).backward()
-            optimizer.step()
+            descend(optimizer, lambda: loss() / tokens)
 
         with torch.no_grad():
             assert abs(packed() - pads()) < 1e-4 * pads()
@@ -374,14 +375,9 @@ def part_compile(bench: Bench) -> None:
     def loss() -> Tensor:
         return gpt.loss(gpt.transform(gpt.embed(ids), Documents(lengths))[:-1], ids[1:])[0] / len(ids)
 
-    def step(loss: Callable[[], Tensor]) -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    compiled = torch.compile(loss)
-    print(f"torch.compile: {seconds(lambda: step(compiled)):.0f} s for the first step", flush=True)
-    compare(bench, "torch.compile against without, both mmgpt", lambda: step(compiled), lambda: step(loss), 16, 4095)
+    with_it, without = (partial(descend, optimizer, one) for one in (torch.compile(loss), loss))
+    print(f"torch.compile: {seconds(with_it):.0f} s for the first step", flush=True)
+    compare(bench, "torch.compile against without, both mmgpt", with_it, without, 16, 4095)
 
 
 def part_growth(bench: Bench) -> None:

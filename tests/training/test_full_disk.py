@@ -63,13 +63,18 @@ def full(tmp_path_factory) -> dict[str, Full]:
     return {name: Full(configs[name], before[name], *end) for name, end in zip(configs, ends, strict=True)}
 
 
+def assert_told(run: Full, begins: str, ends: str) -> None:
+    """It said one line, and nothing else."""
+    assert run.told.startswith(begins)
+    assert run.told.endswith(f"{ends}\n")
+    assert run.told.count("\n") == 1
+
+
 def test_a_state_that_has_no_room_ends_the_run_which_goes_on_from_the_one_before_when_there_is_some(full):
     run = full["state"]
     out = Path(run.config.out)
     assert run.code == 1
-    assert run.told.startswith(f"mmgpt: error: {out}/state: the state of step 6 is not saved: ")
-    assert run.told.endswith("File too large (os error 27)\n")
-    assert run.told.count("\n") == 1
+    assert_told(run, f"mmgpt: error: {out}/state: the state of step 6 is not saved: ", "File too large (os error 27)")
     assert [path.name for path in states(out)] == ["000000002", "000000004"]
     assert files(out / "state") == below(run.before, "state")
     for name in ("best", "last"):
@@ -82,9 +87,7 @@ def test_a_checkpoint_that_has_no_room_leaves_the_one_that_was_there(full):
     run = full["checkpoint"]
     out = Path(run.config.out)
     assert run.code == 1
-    assert run.told.startswith(f"mmgpt: error: {out}/last: checkpoint not saved: ")
-    assert run.told.endswith("File too large (os error 27)\n")
-    assert run.told.count("\n") == 1
+    assert_told(run, f"mmgpt: error: {out}/last: checkpoint not saved: ", "File too large (os error 27)")
     for name in ("best", "last"):
         assert files(out / name) == below(run.before, name)
         checkpoint.load(out / name)
@@ -93,8 +96,7 @@ def test_a_checkpoint_that_has_no_room_leaves_the_one_that_was_there(full):
 def test_a_cache_that_has_no_room_is_told_once_and_the_run_goes_on_without(full):
     run = full["cache"]
     assert run.code == 0
-    assert run.told.startswith(f"feature cache: cannot write {run.config.cache}/")
-    assert run.told.endswith("File too large; no more features are kept\n")
-    assert run.told.count("\n") == 1
+    told = f"feature cache: cannot write {run.config.cache}/"
+    assert_told(run, told, "File too large; no more features are kept")
     assert not files(Path(str(run.config.cache)))
     checkpoint.load(Path(run.config.out) / "best")
