@@ -10,6 +10,7 @@ work". Under each line are our rates, the share of the speed of a large matrix p
 and the ratio of the peer's operations in products to ours: what would be won if both ran at one speed.
 """
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,7 @@ from transformers import (
 )
 
 from mmgpt.batch import Batch, Example, MediaInput, collate
-from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig
+from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig, slot_count
 from mmgpt.feature_cache import FeatureCache
 from mmgpt.gpt import GPT, Documents
 from mmgpt.model import MultimodalGPT
@@ -184,18 +185,27 @@ class Both:
     @cached_property
     def batch(self) -> Batch:
         """Each document is slots and a caption; what their loss predicts is supervised, and nothing else."""
-        encoder = self.ours.encoders["image"]
-        grid = encoder.grid()
-        slots = 0 if self.cross else grid.count
+        model = self.ours
+        grid = model.encoders["image"].grid()
+        features = slot_count(model.config.adapter("image"), grid)
+        slots = 0 if self.cross else features
         examples = []
         for picture, text in zip(self.pictures, self.texts, strict=True):
-            item = MediaInput("image", picture, grid, grid.count, slots)
+            item = MediaInput("image", picture, grid, features, slots)
             item = replace(item, key=item.digest if self.cached else None)
             # With cross-attention their decoder reads a start token first, and predicts the whole text after it.
             ids = [0, *text] if self.cross else [0] * slots + text
             supervised = [False] * (1 if self.cross else slots) + [True] * len(text)
             examples.append(Example(ids, supervised, [(0, item)]))
         return collate(examples)
+
+    def with_fewer(self) -> Self:
+        """Ours shall make 49 tokens of a picture's 14 x 14, by pixel shuffle, without the class token."""
+        image, cache = replace(self.ours.config.image, prefix=False), self.ours.features
+        adapters = {"image": AdapterConfig("pixel_shuffle")}
+        self.ours = self._trained(MultimodalGPT(ModelConfig(self.ours.config.gpt, image, adapters=adapters)))
+        self.ours.features = cache
+        return self
 
     def loss(self) -> Tensor:
         return self.ours.loss(self.batch).mean
@@ -283,19 +293,7 @@ def part_few(bench: Bench) -> None:
     shape = "ViT-S + GPT-2"
     theirs = Both(shape, bench.folder / f"cross {shape}", cross=True)
     for cross in (False, True):
-        ours = Both(shape, bench.folder / f"{'cross' if cross else 'prefix'} {shape}", cross=cross)
-        image = replace(ours.ours.config.image, prefix=False)  # 14 x 14 without the class token
-        adapters = {"image": AdapterConfig("pixel_shuffle")}
-        ours.ours = MultimodalGPT(ModelConfig(ours.ours.config.gpt, image, adapters=adapters)).train()
-        grid = ours.ours.encoders["image"].grid()
-        features = grid.count // 4
-        slots = 0 if cross else features
-        examples = []
-        for picture, text in zip(ours.pictures, ours.texts, strict=True):
-            medium = MediaInput("image", picture, grid, features, slots)
-            before = slots or 1  # with cross-attention a start token
-            examples.append(Example([0] * before + text, [False] * before + [True] * len(text), [(0, medium)]))
-        ours.batch = collate(examples)
+        ours = Both(shape, bench.folder / f"{'cross' if cross else 'prefix'} {shape}", cross=cross).with_fewer()
         how = "by cross-attention" if cross else "before the text"
         what = f"{shape}, 49 tokens a picture {how} against 197 by cross-attention (less work)"
         compare(bench, what, ours.step, theirs.their_step, ours.rows, ours.supervised)
@@ -310,16 +308,27 @@ def part_align(bench: Bench) -> None:
             both.ours.gpt.requires_grad_(False)
             both.theirs.gpt.requires_grad_(False)
         what = "adapter" if frozen_gpt else "adapter and GPT"
-        steps(bench, f"ViT-S + GPT-2, {what} trained, features from the cache (less work)", both)
-    text, rows = replace(both.batch, media={}), both.rows
-    compare(
-        bench,
-        "the latter against its GPT alone on as many tokens, both mmgpt",
-        both.step,
-        lambda: both.descend(both.ours, lambda: both.ours.loss(text).mean),
-        rows,
-        both.supervised,
-    )
+        steps(bench, f"{shape}, {what} trained, features from the cache (less work)", both)
+        if not frozen_gpt:
+            alone = partial(both.ours.loss, replace(both.batch, media={}))
+            compare(
+                bench,
+                "the same against its GPT alone on as many tokens, both mmgpt",
+                both.step,
+                lambda both=both, alone=alone: both.descend(both.ours, lambda: alone().mean),
+                both.rows,
+                both.supervised,
+            )
+        fewer = Both(shape, bench.folder / f"prefix {shape}", frozen=True, cached=True).with_fewer()
+        fewer.ours.gpt.requires_grad_(not frozen_gpt)
+        compare(
+            bench,
+            f"{shape}, {what} trained, 49 tokens a picture from the cache against 196 (less work)",
+            fewer.step,
+            both.their_step,
+            both.rows,
+            both.supervised,
+        )
 
 
 def part_packed(bench: Bench) -> None:
@@ -404,11 +413,18 @@ def part_memory(bench: Bench) -> None:
     for vocabulary in (50257, 250_000):
         folder = bench.folder / f"vocabulary {vocabulary}"
         Both(shape, folder, vocab_size=vocabulary)
-        print_peaks(f"{shape}, pictures before captions, vocabulary {vocabulary:,}", folder)
+        what = f"{shape}, pictures before captions, vocabulary {vocabulary:,}"
+        print_peaks(what, folder)
+        print_peaks(f"{what}, activations computed again", folder, "--checkpointing")
 
 
-def child(side: str, folder: Path) -> None:
+def child(side: str, folder: Path, checkpointing: bool) -> None:
     begun, both = peak_memory(), Both("ViT-S + GPT-2", folder)
+    if checkpointing and side == "ours":
+        both.ours.checkpoint_activations()
+    elif checkpointing:
+        both.theirs.vit.gradient_checkpointing_enable()
+        both.theirs.gpt.gradient_checkpointing_enable()
     for _ in range(2):
         both.step() if side == "ours" else both.their_step()
     print_peak(begun)
@@ -418,11 +434,13 @@ PARTS = {name.removeprefix("part_"): part for name, part in list(globals().items
 
 
 def main() -> None:
-    args = parser(__doc__, PARTS).parse_args()
+    arguments = parser(__doc__, PARTS)
+    arguments.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)  # of the child's sides
+    args = arguments.parse_args()
     begin(args)
     if args.child:
         side, folder = args.child
-        return child(side, Path(folder))
+        return child(side, Path(folder), args.checkpointing)
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only.split(","):
             PARTS[name](Bench(args.rounds, Path(folder)))
