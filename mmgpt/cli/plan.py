@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> None:
     if args.json:
         options.show(dataclasses.asdict(found) | {"fits": found.fits})
     else:
-        _print(found, Console(highlight=False))
+        _print(found, config.cache_gb * 1e9, Console(highlight=False))
     if not found.fits:
         sys.exit(1)
 
 
-def _print(found: "Plan", console: "Console") -> None:
+def _print(found: "Plan", cache: float, console: "Console") -> None:
     from rich.table import Table
 
     table = Table("parameters", "trained", "frozen", box=None, pad_edge=False)
@@ -64,6 +64,9 @@ def _print(found: "Plan", console: "Console") -> None:
             each += f"; {_duration(found.seconds['first_epoch'])} of them the first epoch, which fills the cache"
         table.add_row("training", f"{_duration(training)} ({each}), and {_duration(validation)} of validation")
         table.add_row("evaluation", f"up to {_duration(evaluation)} at the end")
+    if found.features is not None:
+        enough = "" if found.features <= cache else f"; the cache has room for {_gigabytes(cache)}: raise cache_gb"
+        table.add_row("features", f"{_gigabytes(found.features)} to keep{enough}")
     console.print()
     console.print(table)
     if found.fits:
@@ -77,7 +80,7 @@ def _print(found: "Plan", console: "Console") -> None:
         )
 
 
-def _gigabytes(count: int) -> str:
+def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 

@@ -35,9 +35,10 @@ class Media:
 
 @dataclass(frozen=True)
 class Sight:
-    """What the documents of one bucket see: which features (rows, seen), and a mask (rows, 1, tokens, seen) or None."""
+    """What the documents of one bucket see: so many features each, and a mask (rows, 1, tokens, seen) or None."""
 
-    index: Tensor
+    rows: int
+    seen: int
     mask: Tensor | None
 
 
@@ -67,24 +68,33 @@ class FreshView(View):
     """Media seen by documents without a cache."""
 
     def __init__(self, documents: Documents, media: Media):
-        self.features = media.features
         index, since = media.padded()
         self.sights: list[Sight] = []
-        blind = []
+        places, blind = [], []
         for bucket, positions in zip(documents.buckets, documents.pad(documents.positions), strict=True):
             rows = torch.tensor(bucket.documents, device=index.device)
             seen = max(media.lengths[document] for document in bucket.documents)
             mask, unseeing = self.look(since[rows, :seen], positions)
-            self.sights.append(Sight(index[rows, :seen], mask))
+            self.sights.append(Sight(len(rows), seen, mask))
+            places.append(index[rows, :seen].flatten())
             blind.append(unseeing)
         super().__init__(documents, blind)
+        # Features in the order of the sights: where each is seen once, they are laid so for all layers; those that
+        # several documents see have their keys and values computed once, and these are laid so in each layer.
+        order = torch.cat(places)
+        once = len(order) == len(media.features) and bool((order.bincount(minlength=len(order)) == 1).all())
+        self.features = media.features.index_select(0, order) if once else media.features
+        self.order = None if once else order
 
     def attend(self, layer: "CrossAttention", q: Tensor) -> Tensor:
         kv = layer.keys_values(self.features)  # features, 2, kv_heads, head_width
+        if self.order is not None:
+            kv = kv.index_select(0, self.order)
         parts = []
-        for part, sight in zip(self.layout.pad(q), self.sights, strict=True):
-            if sight.index.numel():
-                k, v = kv[sight.index].permute(2, 0, 3, 1, 4)  # rows, kv_heads, seen, head_width each
+        shown = kv.split([sight.rows * sight.seen for sight in self.sights])
+        for part, own, sight in zip(self.layout.pad(q), shown, self.sights, strict=True):
+            if sight.seen:
+                k, v = own.unflatten(0, (sight.rows, -1)).permute(2, 0, 3, 1, 4)  # rows, kv_heads, seen, head_width
                 part = attention(part, k, v, sight.mask)
             parts.append(part)
         return self.layout.flatten(parts)

@@ -31,6 +31,8 @@ class Plan:
         available: Bytes that are free for it; of several processes on a CPU, for each.
         seconds: Of training, of all validations, and at most of the evaluation at the end; None if it does not fit.
             Where later epochs take features from a cache, also of training in the first epoch.
+        features: Bytes of all features that the cache is to hold, where there is one; what it has no room for is
+            encoded in each epoch.
         no_room: Why it does not fit into memory; None if it does.
     """
 
@@ -43,6 +45,7 @@ class Plan:
     workers: int
     available: int
     seconds: dict[str, float] | None
+    features: int | None
     no_room: str | None
 
     @property
@@ -53,7 +56,7 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Predict what a run will take from a few of its steps; nothing is left behind.
 
-    A cache of features is taken for empty at the run's beginning, and for large enough.
+    A cache of features is taken for empty at the run's beginning.
 
     Raises:
         MmgptError: what the run itself would stop at.
@@ -89,5 +92,6 @@ def plan(config: TrainConfig) -> Plan:
         workers=workers,
         available=found.get("available", free),
         seconds=None if no_room else found["seconds"],
+        features=found.get("features"),
         no_room=no_room,
     )

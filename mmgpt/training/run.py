@@ -45,7 +45,7 @@ from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import processes
 from mmgpt.training.parts import print_parts
 from mmgpt.training.record import record
-from mmgpt.training.state import check_config, forget_finished, read_finished, save_finished
+from mmgpt.training.state import check_config, forget_finished, read_finished, save_finished, states
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
 SHOWN = 24  # validation samples whose answers are shown during training
@@ -215,8 +215,10 @@ def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
 
 def _loggers(config: TrainConfig) -> list[Logger]:
     """Those asked for besides the CSV file. Raises ConfigError for one that is not installed."""
+    # What a process that was killed told after its last state is told again, and then hidden.
+    again = int(before[-1].name) if (before := states(Path(config.out))) else None
     makers: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(config.out, name="", version="tensorboard"),
+        "tensorboard": lambda: TensorBoardLogger(config.out, name="", version="tensorboard", purge_step=again),
         "wandb": lambda: WandbLogger(save_dir=config.out, name=Path(config.out).name),
     }
     made = []

@@ -193,20 +193,28 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
         finish(short, done)
     evaluated, memory = time.monotonic(), peak_memory()
     kept: Times = watch  # of epochs whose media are kept
+    share = 0.0
     if config.cache and tokens > fresh:
         gc.collect()  # frees the first model
         typical = (WARM_UP + TIMED) * config.accumulate * size * here if short.batch_size else len(everyone)
-        kept = with_cache(short, Data(everyone[:typical], held_out, data.tokenizer, shuffle=False))
+        again = Data(everyone[:typical], held_out, data.tokenizer, shuffle=False)
+        kept, written = with_cache(short, again)
+        features = round(written / distinct(again) * (usable + len(data.val)))
+        # What was written first goes first; in epochs of ever new orders a cache then has as much of what is asked for
+        # as it has of all.
+        share = min(1.0, config.cache_gb * 1e9 / max(1, features))
+        findings.add(features=features)
     if not done.first:
         return
 
     validations = math.ceil(steps / config.val_every) if config.val_every else config.epochs  # of steps: one at least
     more = len(data.val) / len(held_out)
     answers = validated - watch.ended  # to the samples shown, and a checkpoint
+    per_token = share * kept.seconds_per_token + (1 - share) * watch.seconds_per_token  # after the first epoch
+    later = share * kept.validation + (1 - share) * watch.validation
     seconds = {
-        "training": fresh * watch.seconds_per_token + (tokens - fresh) * kept.seconds_per_token,
-        "validation": (watch.validation + (validations - 1) * kept.validation) * more * here / ranks
-        + validations * answers,
+        "training": fresh * watch.seconds_per_token + (tokens - fresh) * per_token,
+        "validation": (watch.validation + (validations - 1) * later) * more * here / ranks + validations * answers,
         "evaluation": (evaluated - validated) * more,
     }
     if kept is not watch:
@@ -214,12 +222,20 @@ def run(config: TrainConfig, findings: Findings, available: int) -> None:
     findings.add(memory=memory, seconds=seconds)
 
 
-def with_cache(config: TrainConfig, data: Data) -> Times:
-    """The times of a second epoch, and its validation, of a run whose first has kept the features of all media."""
+def with_cache(config: TrainConfig, data: Data) -> tuple[Times, int]:
+    """The times of a second epoch, and its validation, of a run whose first has kept the features of all media; and how
+    many bytes these are.
+    """
     out, times = Path(config.out), Times()
-    again = replace(config, out=str(out / "again"), epochs=2, save_every=sys.maxsize, cache=str(out / "features"))
-    fit(again, data, [times])
-    return times
+    cache = out / "features"
+    settings: dict[str, Any] = {"epochs": 2, "save_every": sys.maxsize, "cache": str(cache), "cache_gb": 1e6}
+    fit(replace(config, out=str(out / "again"), **settings), data, [times])
+    return times, sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+
+
+def distinct(data: Data) -> int:
+    """How many samples there are, each counted once."""
+    return len({id(sample) for samples in (data.train, data.val) for sample in samples})
 
 
 def measure(config: TrainConfig, data: Data) -> tuple[list[Sized], float]:

@@ -32,16 +32,23 @@ def trial_here(monkeypatch) -> None:
     monkeypatch.setattr(subprocess, "run", run)
 
 
-def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(mmgpt_command, walls, monkeypatch):
+def test_a_run_of_two_processes_that_fits_is_told_and_nothing_is_left_behind(
+    mmgpt_command, walls, tmp_path, monkeypatch
+):
     monkeypatch.setenv("PATH", "")  # no Java, with which METEOR's program takes ten seconds to begin
     free = available_memory()
-    told = mmgpt_command("plan", "--config", walls, "--epochs", 5, "--out", walls.parent, "--devices", 2, "--json")
+    cache = tmp_path / "features"
+    settings = ("--epochs", 5, "--out", walls.parent, "--devices", 2, "--train", "[adapters, gpt]", "--cache", cache)
+    told = mmgpt_command("plan", "--config", walls, *settings, "--json")
     assert told.code == 0, told.err
     found = json.loads(told.out)
     assert found["fits"]
     assert free / 4 < found["available"] < free * 3 / 4  # half of it, for each
     assert (found["samples"], found["steps"]) == (9, 5)
     assert 1e8 < found["memory"] < found["available"]
+    assert found["features"] > 0
+    assert 0 < found["seconds"]["first_epoch"] < found["seconds"]["training"]
+    assert not cache.exists()
     assert [path.name for path in walls.parent.iterdir()] == ["config.yaml"]
 
 
@@ -57,9 +64,10 @@ def test_a_run_that_does_not_fit_is_told_with_what_to_do(mmgpt_command, walls, m
 
 def test_the_first_epoch_is_told_apart_where_it_fills_a_cache(mmgpt_command, walls, monkeypatch):
     seconds = {"training": 900.0, "validation": 30.0, "evaluation": 20.0, "first_epoch": 480.0}
-    found = Plan({}, 9, 3, 300, "cpu", 10**9, 0, 10**10, seconds, None)
+    found = Plan({}, 9, 3, 300, "cpu", 10**9, 0, 10**10, seconds, 4 * 10**9, None)
     monkeypatch.setattr(mmgpt.training.plan, "plan", lambda config: found)
-    told = " ".join(mmgpt_command("plan", walls).out.split())
+    told = " ".join(mmgpt_command("plan", walls, "--cache_gb", 1).out.split())
+    assert "features 4.00 GB to keep; the cache has room for 1.00 GB: raise cache_gb" in told
     assert "15 min (3 s a step; 8 min of them the first epoch, which fills the cache), and 30 s of validation" in told
 
 
