@@ -36,7 +36,7 @@ from mmgpt.run_config import TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.run import Data, fit, make_model
 
-STEPS = 100  # of one measurement
+STEPS = 200  # of one measurement
 
 
 def part_overhead(bench: Bench) -> None:

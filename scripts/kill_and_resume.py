@@ -2,7 +2,8 @@
 
     python scripts/kill_and_resume.py --config configs/flickr8k.yaml --data.path FOLDER --steps 120 --save_every 10
 
-All arguments but --kills, --kill_seed and --folder go to `mmgpt train`. Both runs go at once, with one thread each.
+All arguments but --kills, --kill_seed, --longest and --folder go to `mmgpt train`. Both runs go at once, with one thread
+each.
 """
 
 import argparse
@@ -37,6 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--kill_seed", type=int, default=0)
+    # From before the first step to long after a state was kept: a start takes ten to twenty seconds.
+    parser.add_argument(
+        "--longest", type=float, default=40, help="seconds from a start to a kill (default: %(default)s)"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/kill_and_resume"))
     args, arguments = parser.parse_known_args()
     args.folder.mkdir(parents=True)
@@ -46,8 +51,7 @@ def main() -> None:
     moments = random.Random(args.kill_seed)
     running, kills = start(killed, arguments), 0
     while True:
-        # From before the first step to long after a state was kept: a start takes ten to twenty seconds.
-        wait = moments.uniform(8, 40) if kills < args.kills else None
+        wait = moments.uniform(8, args.longest) if kills < args.kills else None
         try:
             code = running.wait(wait)
         except subprocess.TimeoutExpired:

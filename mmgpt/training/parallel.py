@@ -1,6 +1,8 @@
 """Several processes as one: how a model is trained by them, whole in each or divided among them."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed import is_torchelastic_launched
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -18,12 +21,15 @@ from mmgpt.errors import ConfigError
 from mmgpt.model import MultimodalGPT
 from mmgpt.run_config import TrainConfig
 
+FIRST = "MMGPT_FIRST_PROCESS"  # its number, for those that it starts
+
 
 def processes(config: TrainConfig) -> dict[str, Any]:
     """The Trainer's settings for the processes of a run: those that torchrun has started, or as many as are asked for.
 
     Raises ConfigError where the machine has fewer GPUs, or what is asked for cannot be divided.
     """
+    _end_with_first()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
     gpus = torch.cuda.device_count()
@@ -46,6 +52,26 @@ def processes(config: TrainConfig) -> dict[str, Any]:
             "sharded: a block with cross-attention runs only part of its weights where there are no media"
         )
     return {**settings, "strategy": ModelParallelStrategy(data_parallel_size=here * nodes, tensor_parallel_size=1)}
+
+
+def _end_with_first() -> None:
+    """Let a process that the first one has started end with it.
+
+    Once they have met, each notices that another is gone; before that it would wait half an hour for one that was
+    ended, or failed, at its start.
+    """
+    if is_torchelastic_launched():  # which watches over all
+        return
+    if not int(os.environ.get("LOCAL_RANK", 0)):
+        os.environ[FIRST] = str(os.getpid())
+    elif FIRST in os.environ:
+        threading.Thread(target=_end_after, args=(int(os.environ[FIRST]),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def shard(model: MultimodalGPT, mesh: DeviceMesh) -> None:

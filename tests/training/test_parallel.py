@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 from torch import nn
-from walls import write_shards, write_stream, write_walls
+from walls import wall_config, write_shards, write_stream, write_walls
 
 from mmgpt import checkpoint
+from mmgpt.cli.train import save_config
 from mmgpt.config import GPTConfig, ModelConfig
 from mmgpt.errors import ConfigError
 from mmgpt.run_config import LoraConfig, OptimizerConfig, TrainConfig
@@ -162,3 +164,27 @@ def test_what_cannot_be_divided_is_refused(config, reason, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match=f"sharded: .*{reason}"):
         processes(config)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_none_is_left_waiting_for_a_first_process_that_was_killed_at_the_start(tmp_path):
+    """Before the second has come so far as to look for it."""
+    save_config(wall_config(write_walls(tmp_path / "walls"), tmp_path / "run", devices=2))
+    command = [Path(sys.executable).with_name("mmgpt"), "train", tmp_path / "run" / "config.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children")
+        while not (second := children.read_text().split()):
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.kill()
+    ended = time.monotonic() + 60
+    while is_running(second[0]):
+        assert time.monotonic() < ended, "the second process is still there"
+        time.sleep(0.1)
+
+
+def is_running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
