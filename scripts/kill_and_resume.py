@@ -2,8 +2,8 @@
 
     python scripts/kill_and_resume.py --config configs/flickr8k.yaml --data.path FOLDER --steps 120 --save_every 10
 
-All arguments but --kills, --kill_seed, --longest and --folder go to `mmgpt train`. Both runs go at once, with one thread
-each.
+All arguments but --kills, --kill_seed, --longest and --folder go to `mmgpt train`. Both runs go at once, with one
+thread each.
 """
 
 import argparse
