@@ -64,7 +64,9 @@ class DataConfig:
         tokenizer: A directory with tokenizer.json; None takes that of model.gpt.weights, or trains one on the texts.
         samples: Number of training samples made by world, per epoch.
         val_samples: Most validation samples looked at.
-        workers: Processes that decode media.
+        workers: Processes that decode media for each one that trains; how many does not change what is learned. None
+            is up to 8 where there are GPUs, as cores allow, and 0 on a CPU, whose cores the model needs. For
+            `mmgpt data check` it is up to 8, too.
     """
 
     format: FileFormat | Literal["world", "mix", "hf_stream"] = "world"
@@ -78,7 +80,7 @@ class DataConfig:
     tokenizer: str | None = None
     samples: int = 50_000
     val_samples: int = 500
-    workers: int = 0
+    workers: int | None = None
 
 
 @dataclass

@@ -29,7 +29,6 @@ def processes(config: TrainConfig) -> dict[str, Any]:
 
     Raises ConfigError where the machine has fewer GPUs, or what is asked for cannot be divided.
     """
-    _end_with_first()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     nodes = int(os.environ.get("WORLD_SIZE", here)) // here
     gpus = torch.cuda.device_count()
@@ -54,7 +53,7 @@ def processes(config: TrainConfig) -> dict[str, Any]:
     return {**settings, "strategy": ModelParallelStrategy(data_parallel_size=here * nodes, tensor_parallel_size=1)}
 
 
-def _end_with_first() -> None:
+def end_with_first() -> None:
     """Let a process that the first one has started end with it.
 
     Once they have met, each notices that another is gone; before that it would wait half an hour for one that was

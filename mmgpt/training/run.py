@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -42,12 +43,13 @@ from mmgpt.training.callbacks import EndTogether, KeepCheckpoints, KeepState, Sh
 from mmgpt.training.features import prepare
 from mmgpt.training.meter import LOGGED, Watch
 from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
-from mmgpt.training.parallel import processes
+from mmgpt.training.parallel import end_with_first, processes
 from mmgpt.training.parts import print_parts
 from mmgpt.training.record import record
 from mmgpt.training.state import check_config, forget_finished, read_finished, save_finished, states
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
+MOST_WORKERS = 8  # of a process, unless more are asked for
 SHOWN = 24  # validation samples whose answers are shown during training
 # Samples of these that train a tokenizer, the first ones: the world's words are few, and each sample is rendered; a
 # stream may have no end.
@@ -129,7 +131,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     processor = Processor(model.config, tokenizer, caches=caches)
     learner = Processor(model.config, tokenizer, picture_augment(config.augment), caches)
     sizes: dict[str, Any] = {
-        "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": config.data.workers
+        "batch_size": config.batch_size, "batch_tokens": config.batch_tokens, "workers": data_workers(config)
     }  # fmt: skip
     loader = Loader(
         train_samples, learner, accumulate=config.accumulate, shuffle=data.shuffle, seed=config.seed, **sizes
@@ -176,6 +178,15 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)
 
 
+def data_workers(config: TrainConfig) -> int:
+    """How many processes decode media for this one."""
+    if config.data.workers is not None:
+        return config.data.workers
+    if not torch.cuda.is_available():
+        return 0
+    return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // processes(config)["devices"] - 1))
+
+
 def _announce(model: MultimodalGPT, data: Data, count: int | None, config: TrainConfig) -> None:
     """Tell what will be trained on what: `count` samples, or a stream."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -196,6 +207,7 @@ def _announce(model: MultimodalGPT, data: Data, count: int | None, config: Train
 
 def _trainer(config: TrainConfig, callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning's, with its own progress, checkpoints and checks off, for which the callbacks are there."""
+    end_with_first()
     return L.Trainer(
         **processes(config),
         precision=precision(config.precision),
@@ -266,6 +278,8 @@ def _check(config: TrainConfig) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name}: must be a whole number from 1 on, not {count}")
+    if (config.data.workers or 0) < 0:
+        raise ConfigError(f"data.workers: must be a whole number from 0 on, not {config.data.workers}")
     if not 0 <= config.label_smoothing < 1:
         raise ConfigError(f"label_smoothing: must be from 0 on and below 1, not {config.label_smoothing}")
     if config.ema is not None and not 0 <= config.ema < 1:

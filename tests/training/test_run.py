@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from mmgpt.run_config import AugmentConfig, DataConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training.meter import LOGGED
 from mmgpt.training.report import finish
-from mmgpt.training.run import Data, fit, load_data, make_model, make_tokenizer, precision, read, train
+from mmgpt.training.run import Data, data_workers, fit, load_data, make_model, make_tokenizer, precision, read, train
 
 
 def column(out: Path, name: str) -> list[float]:
@@ -296,6 +297,21 @@ def test_a_logger_that_is_not_installed_is_told_by_its_name(tmp_path, name, monk
     config = wall_config(write_walls(tmp_path / "data"), tmp_path / "run", loggers=[name])
     with pytest.raises(ConfigError, match=rf"^loggers: {name} is not installed; .* uv sync --extra {name}, or"):
         train(config)
+
+
+def test_media_are_decoded_aside_where_there_are_gpus_and_cores_to_spare(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    config = TrainConfig(devices=2)
+    assert data_workers(config) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert data_workers(config) == 5  # of six cores for each process, one computes
+    assert data_workers(replace(config, devices=1)) == 8
+    config.data.workers = 3
+    assert data_workers(config) == 3
+    config.data.workers, config.devices = None, 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert data_workers(config) == 0
 
 
 def test_bf16_is_chosen_only_where_the_cpu_is_quicker_in_it(monkeypatch):
