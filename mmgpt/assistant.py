@@ -378,7 +378,7 @@ def load(
         directory: A checkpoint, or a run that holds one; or owner/name on the Hub, which is fetched once and kept by
             huggingface_hub. owner/name@revision is one of its revisions.
         device: Where to put it.
-        int8: Compute the GPT's linear layers in int8, on the CPU: about three times as fast, and nearly as exact.
+        int8: Compute the GPT's linear layers in int8, on the CPU: about twice as fast, and nearly as exact.
         revision: A branch, tag or commit of the Hub; None is its main branch.
 
     Raises:

@@ -136,8 +136,9 @@ class GPTConfig:
 class ImageEncoderConfig:
     """A timm backbone that turns a picture into tokens.
 
-    A picture is resized to size / crop_pct and cropped in the middle to size. What is None of mean, std, size and the
-    last three of these is the backbone's own; one without pretrained weights squashes the whole picture.
+    A picture is resized to size / crop_pct and cropped in the middle to size. What is None of size, mean,
+    std, interpolation, crop_pct and crop_mode is the backbone's own; one without pretrained weights squashes the whole
+    picture.
 
     Args:
         name: A timm model name: a ViT (patch tokens), or a convolutional backbone (its last feature map).

@@ -28,7 +28,7 @@ class SourceConfig:
     """One data set of a mixture.
 
     Args:
-        format: As data.format, but neither world nor mix.
+        format: As data.format, but world, mix and hf_stream.
         path: The folder or file.
         weight: Its share of the training samples, beside the other weights; each is kept to a thousandth of them all.
         split: Which part to train on, where the data set names its splits.
@@ -56,7 +56,7 @@ class DataConfig:
             (whatever that library streams, of unknown length: set steps).
         path: The folder or file, or of hf_stream a Hub id; not needed for world and mix.
         split: Which part to train on, where the data set names its splits.
-        val_split: Which part to validate on; where none is named, every tenth sample by sorted name.
+        val_split: Which part to validate on; where none is named, one sample in ten, of plain text the last tenth.
         mix: The data sets of a mixture by names of your own (mix only).
         text_length: Most bytes of a document that plain text is cut into (texts only).
         world: small or hard (world only).
@@ -169,9 +169,9 @@ class TrainConfig:
         model: The model, if it is a new one.
         data: The data.
         optimizer: The optimizer and its schedule.
-        batch_size: Samples to a batch; None where batch_tokens is set.
-        batch_tokens: Instead of batch_size: most tokens to a batch, those of the encoders counted too. Batches are
-            packed full, so that all cost about the same.
+        batch_size: Samples to a batch, in each process; None where batch_tokens is set.
+        batch_tokens: Where it is set, instead of batch_size: most tokens to a batch, in each process, those of the
+            encoders counted too. Batches are packed full, so that all cost about the same.
         accumulate: Batches to a step of the optimizer.
         loss_per: What counts alike in the loss: each supervised token, or each document, however long its answer.
         label_smoothing: Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
@@ -183,7 +183,7 @@ class TrainConfig:
         seed: Of weights, order and made data.
         precision: auto is bf16-mixed on GPUs and CPUs (with AMX) that are quicker in it, else 32-true.
         checkpoint_activations: Hold only the inputs of blocks for the backward pass and compute the rest again there:
-            far less memory, a third more time. Of the GPT, and of timm backbones that can.
+            less memory, a fifth more time. Of the GPT, and of timm backbones that can.
         val_every: Validate, and keep the best checkpoint, each so many steps; 0 means after each epoch.
         save_every: Keep the state of the run, to resume from, each so many steps.
         keep: How many states to keep.
@@ -231,3 +231,7 @@ class TrainConfig:
     beams: int = 1
     cache: Literal[False] | str | None = None  # off is False in YAML
     cache_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None:
+            self.batch_size = None

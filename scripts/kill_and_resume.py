@@ -44,6 +44,8 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/kill_and_resume"))
     args, arguments = parser.parse_known_args()
+    if args.folder.exists():
+        sys.exit(f"{args.folder}: is there already; remove it, or name another --folder")
     args.folder.mkdir(parents=True)
     alone, killed = args.folder / "alone", args.folder / "killed"
     began = time.monotonic()

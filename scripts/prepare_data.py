@@ -1,6 +1,8 @@
-"""Makes one Parquet file of a public data set as its authors publish it, for --data.format parquet.
+"""Makes one Parquet file of a public data set, for --data.format parquet.
 
     python scripts/prepare_data.py easy_vqa FOLDER runs/data/easy_vqa.parquet
+
+What files FOLDER holds is told by the functions below; most are as their authors publish them, others a part of that.
 
 Where the data set names no dev part, it is every tenth name of the training part in sorted order (of pictures, where
 several rows have one); rows that have no names go by their number, and messages by their letters.
@@ -37,7 +39,10 @@ Row = dict[str, Any]
 
 
 def flickr8k(folder: Path) -> Iterator[Row]:
-    """Photos with five captions each (Hodosh et al. 2013), made small: their shorter side has 128 pixels."""
+    """Photos with five captions each (Hodosh et al. 2013), made small: their shorter side has 128 pixels.
+
+    captions.txt (CSV: image,caption), Flickr_8k.trainImages.txt and .devImages.txt, images/NAME.
+    """
     captions: dict[str, list[str]] = {}
     with (folder / "captions.txt").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -52,7 +57,7 @@ def flickr8k(folder: Path) -> Iterator[Row]:
 
 
 def spoken_digits(folder: Path) -> Iterator[Row]:
-    """Digits as they are spoken (Jackson's Free Spoken Digit Dataset)."""
+    """Digits as they are spoken (Jackson's Free Spoken Digit Dataset): its sounds, and metadata.csv (file,word)."""
     with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
         words = {row["file"]: row["word"] for row in csv.DictReader(file)}
     for name, split in held_out(words).items():
@@ -60,7 +65,9 @@ def spoken_digits(folder: Path) -> Iterator[Row]:
 
 
 def easy_vqa(folder: Path) -> Iterator[Row]:
-    """Questions about drawn shapes (vzhou842/easy-VQA)."""
+    """Questions about drawn shapes (vzhou842/easy-VQA): questions.json of its training part, and train_images.zip of
+    its pictures (images/NUMBER.png).
+    """
     questions = json.loads((folder / "questions.json").read_text("utf-8"))
     asked = ((f"{number:06}", question, answer) for question, answer, number in questions)
     with ZipFile(folder / "train_images.zip") as pictures:
@@ -68,7 +75,9 @@ def easy_vqa(folder: Path) -> Iterator[Row]:
 
 
 def daquar(folder: Path) -> Iterator[Row]:
-    """Questions about rooms (Malinowski and Fritz 2014)."""
+    """Questions about rooms (Malinowski and Fritz 2014): train_qa.csv (image_id,question,answer) and train_images.zip
+    (IMAGE_ID.jpg).
+    """
     with (folder / "train_qa.csv").open(newline="", encoding="utf-8") as file:
         asked = [(row["image_id"], row["question"], row["answer"]) for row in csv.DictReader(file)]
     with ZipFile(folder / "train_images.zip") as pictures:
@@ -76,7 +85,9 @@ def daquar(folder: Path) -> Iterator[Row]:
 
 
 def fashion_mnist(folder: Path) -> Iterator[Row]:
-    """Pieces of clothing (Xiao et al. 2017), in IDX."""
+    """Pieces of clothing (Xiao et al. 2017), in IDX: train*-images-idx3-ubyte.gz and train*-labels-idx1-ubyte.gz, all
+    60,000 or a part of them.
+    """
     pixels, kinds, split = _fashion(folder)
     for i, (picture, kind) in enumerate(zip(pixels, kinds, strict=True)):
         file = io.BytesIO()
@@ -96,14 +107,16 @@ def fashion_pixels(folder: Path) -> Iterator[Row]:
 
 def _fashion(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Pictures (pictures, 28, 28) uint8, their kinds (pictures,), and the split of each number."""
-    (images,), (labels,) = folder.glob("*images-idx3*"), folder.glob("*labels-idx1*")
+    (images,), (labels,) = folder.glob("train*images-idx3*"), folder.glob("train*labels-idx1*")
     pixels = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
     kinds = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
     return pixels, kinds, held_out(f"{i:06}" for i in range(len(kinds)))
 
 
 def cifar10(folder: Path) -> Iterator[Row]:
-    """Things and animals (Krizhevsky 2009)."""
+    """Things and animals (Krizhevsky 2009): train.parquet as on the Hugging Face Hub (img, label), or a part of it, and
+    labels.txt, a name to a line.
+    """
     names = (folder / "labels.txt").read_text("utf-8").split()
     rows = pq.read_table(folder / "train.parquet").to_pylist()
     split = held_out(row["img"]["path"] for row in rows)  # by number it would be one class: they take turns
@@ -112,7 +125,9 @@ def cifar10(folder: Path) -> Iterator[Row]:
 
 
 def esc10(folder: Path) -> Iterator[Row]:
-    """Sounds around us (Piczak 2015); fold 4 is dev."""
+    """Sounds around us (Piczak 2015): esc10.csv, the rows of ESC-50's table that are of ESC-10, and audio/FILENAME;
+    fold 4 is dev.
+    """
     with (folder / "esc10.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             sound = (folder / "audio" / row["filename"]).read_bytes()
@@ -121,7 +136,7 @@ def esc10(folder: Path) -> Iterator[Row]:
 
 
 def sst2(folder: Path) -> Iterator[Row]:
-    """Sentences of film reviews (Socher et al. 2013)."""
+    """Sentences of film reviews (Socher et al. 2013): train.tsv and dev.tsv, a sentence and 0 or 1 to a line."""
     for split in ("train", "dev"):
         for line in (folder / f"{split}.tsv").read_text("utf-8").splitlines():
             text, label = line.split("\t")
@@ -129,7 +144,7 @@ def sst2(folder: Path) -> Iterator[Row]:
 
 
 def sms_spam(folder: Path) -> Iterator[Row]:
-    """Messages, wanted or not (Almeida and Hidalgo 2011)."""
+    """Messages, wanted or not (Almeida and Hidalgo 2011): SMSSpamCollection."""
     lines = (folder / "SMSSpamCollection").read_text("utf-8").split("\n")
     rows = [line.split("\t") for line in lines if line]
     split = held_out(_letters(text) for _, text in rows)  # many were sent again, with other numbers in them
@@ -142,7 +157,9 @@ def _letters(text: str) -> str:
 
 
 def multi30k(folder: Path) -> Iterator[Row]:
-    """Descriptions of photos in English and German (Elliott et al. 2016), to be translated either way."""
+    """Descriptions of photos in English and German (Elliott et al. 2016), to be translated either way: train.en.gz,
+    train.de.gz, val.en.gz, val.de.gz.
+    """
     for part, split in (("train", "train"), ("val", "dev")):
         texts = [gzip.decompress((folder / f"{part}.{code}.gz").read_bytes()).decode() for code in ("en", "de")]
         for english, german in zip(*(text.splitlines() for text in texts), strict=True):
@@ -152,7 +169,7 @@ def multi30k(folder: Path) -> Iterator[Row]:
 
 
 def tatoeba(folder: Path) -> Iterator[Row]:
-    """Sentences in English and Chinese (Tatoeba), to be translated into Chinese."""
+    """Sentences in English and Chinese (Tatoeba), to be translated into Chinese: train.tsv, one of each to a line."""
     rows = [line.split("\t") for line in (folder / "train.tsv").read_text("utf-8").splitlines()]
     split = held_out(english for english, _ in rows)
     for english, chinese in rows:
@@ -162,7 +179,8 @@ def tatoeba(folder: Path) -> Iterator[Row]:
 
 def xquad(folder: Path) -> Iterator[Row]:
     """Paragraphs in three languages (Artetxe et al. 2020): questions to be answered from them, and the article's title,
-    as which they are to be summarized."""
+    as which they are to be summarized. xquad.en.train.json and those of de and zh, a part of the articles each.
+    """
     for code in ("en", "de", "zh"):
         articles = json.loads((folder / f"xquad.{code}.train.json").read_text("utf-8"))["data"]
         split = held_out(f"{i:06}" for i in range(len(articles)))
@@ -177,7 +195,10 @@ def xquad(folder: Path) -> Iterator[Row]:
 
 
 def grid(folder: Path) -> Iterator[Row]:
-    """A speaker's mouth and voice (Cooke et al. 2006, speaker 1): 48 x 32 pixels of each frame, and the sound."""
+    """A speaker's mouth and voice (Cooke et al. 2006, speaker 1): 48 x 32 pixels of each frame, and the sound.
+
+    transcripts.tsv (file, transcript) and the clips that it names, with sound, made 160 x 128 pixels large.
+    """
     with (folder / "transcripts.tsv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     split = held_out(row["file"] for row in rows)
@@ -222,7 +243,7 @@ def held_out(names: Iterable[str]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=PREPARE)
-    parser.add_argument("folder", type=Path, help="what the authors publish, unchanged")
+    parser.add_argument("folder", type=Path, help="its files, as the functions of this script tell them")
     parser.add_argument("out", type=Path, help="the .parquet file")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)

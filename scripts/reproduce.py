@@ -3,9 +3,8 @@
     python scripts/reproduce.py sst2 FOLDER
     python scripts/reproduce.py sst2 FOLDER --epochs 2     # what follows goes to mmgpt train
 
-FOLDER is the data set as its authors publish it (see prepare_data.py). What has been prepared is not prepared again; a
-run that was interrupted goes on, and one that is finished is only evaluated again. All answers are then in
-runs/NAME/eval/report.html.
+FOLDER is the data set, laid out as prepare_data.py tells. What has been prepared is not prepared again; a run that was
+interrupted goes on, and one that is finished is only evaluated again. All answers are in runs/NAME/eval/report.html.
 """
 
 import argparse

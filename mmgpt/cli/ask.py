@@ -5,7 +5,9 @@ from mmgpt.errors import ConfigError
 
 
 def main(arguments: list[str]) -> None:
-    parser = options.parser("ask", "Answer a question about pictures, sounds or videos, or about nothing but words.")
+    parser = options.parser(
+        "ask", "Answer a question about pictures, sounds, videos or a text, or about nothing but words."
+    )
     parser.add_argument("question")
     options.add_media(parser)
     parser.add_argument("--text", metavar="FILE", help="what the question is about, in UTF-8; - reads standard input")

@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> None:
     options.add_decoding(parser)
     args = parser.parse_args(arguments)
     if args.out is None:
+        if args.engine == "ray" or args.workers:
+            raise ConfigError("--engine, --workers: go with --out")
         answer_files(args, args.images, "caption", "image", "caption")
         return
     if args.example:

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
         metavar="N",
         help="samples, spread over the split; of a stream the first (default: 4)",
     )
-    parser.add_argument("--out", default="inspect.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--page", default="inspect.html", metavar="FILE", help="to write (default: %(default)s)")
     args, config = parse_with(parser, arguments)
     if args.n < 1:
         raise ConfigError(f"-n: must be a whole number from 1 on, not {args.n}")
@@ -44,6 +44,6 @@ def main(arguments: list[str]) -> None:
             console.print(as_text(document, data.tokenizer, start), soft_wrap=True)
         for reason in one.broken:
             console.print(f"not learned from: {reason}", style="red", markup=False, soft_wrap=True)
-    write_inspection(args.out, found, data.tokenizer, encoders, "What the model gets")
+    write_inspection(args.page, found, data.tokenizer, encoders, "What the model gets")
     console.print("\n[bold green]learned[/], given, [magenta]medium[/]; with the media: ", end="")
-    console.print(args.out, markup=False, soft_wrap=True)
+    console.print(args.page, markup=False, soft_wrap=True)

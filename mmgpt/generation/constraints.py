@@ -158,5 +158,8 @@ def _llguidance() -> ModuleType:
     try:
         import llguidance
     except ImportError:
-        raise ConfigError("regex and JSON schema: need llguidance; install it with `pip install llguidance`") from None
+        raise ConfigError(
+            "regex and JSON schema need llguidance; install the extra: uv sync --extra constraints, or pip install "
+            "llguidance"
+        ) from None
     return llguidance

@@ -80,6 +80,11 @@ def test_examples_stand_before_what_is_asked_of_files(mmgpt_command, model_direc
     assert "--example: goes without --out" in line
 
 
+def test_a_cluster_is_for_captions_that_go_into_a_file(mmgpt_command):
+    for flags in (["--engine", "ray"], ["--workers", 2]):
+        assert "--engine, --workers: go with --out" in mmgpt_command("caption", "a.png", *flags).error(2)
+
+
 def test_describe_tells_what_each_file_is_by_its_ending(mmgpt_command, model_directory, media, assistant):
     sound, picture = media / "good.wav", media / "good.jpg"
     said = assistant.describe([sound, picture], **DRAWN)

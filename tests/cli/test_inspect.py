@@ -13,7 +13,7 @@ def walls(tmp_path):
 
 
 def test_samples_are_told_and_shown_on_a_page(mmgpt_command, walls, tmp_path):
-    told = mmgpt_command("inspect", walls, "-n", 10, "--out", tmp_path / "page.html")
+    told = mmgpt_command("inspect", walls, "-n", 10, "--page", tmp_path / "page.html")
     assert told.code == 0, told.err
     assert told.out.count("<|user|>[image: 1 slots]") == 9
     assert told.out.count(" wall<|end|>") == 9

@@ -299,6 +299,14 @@ def test_a_logger_that_is_not_installed_is_told_by_its_name(tmp_path, name, monk
         train(config)
 
 
+def test_a_budget_of_tokens_takes_the_place_of_a_number_of_samples(tmp_path):
+    """Also of one that a configuration file gives."""
+    (tmp_path / "config.yaml").write_text("batch_size: 16\n")
+    config = parse([str(tmp_path / "config.yaml"), "--batch_tokens", "8192"])
+    assert (config.batch_size, config.batch_tokens) == (None, 8192)
+    assert parse([str(tmp_path / "config.yaml")]).batch_size == 16
+
+
 def test_media_are_decoded_aside_where_there_are_gpus_and_cores_to_spare(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     config = TrainConfig(devices=2)
