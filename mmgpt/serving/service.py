@@ -47,6 +47,7 @@ T = TypeVar("T")
 ENCODERS = 2  # threads that tokenize
 FETCHERS = 8  # threads that wait for media of others
 MODERATORS = 4  # threads that ask a moderator about requests and answers
+MODERATION_SECONDS = 30  # until a moderator who says nothing is taken to be gone, and nothing passes
 BODIES = 8  # requests of the most bytes, as many of which all requests together may hold
 CONSTRAINT_CHARACTERS = 1 << 16  # of a JSON schema, or of what else answers keep to
 COMPLETED_TOKENS = 16  # of a completion, unless the request says otherwise; as in OpenAI's API
@@ -286,8 +287,13 @@ class Service:
 
     async def _forbids(self, *texts: str) -> bool:
         """What the moderator says of texts. He may think long, so that others are served meanwhile."""
-        moderator = self.moderator
-        return moderator is not None and await self.aside(lambda: any(map(moderator, texts)), self.moderating)
+        if (moderator := self.moderator) is None:
+            return False
+        try:
+            async with asyncio.timeout(MODERATION_SECONDS):
+                return await self.aside(lambda: any(map(moderator, texts)), self.moderating)
+        except TimeoutError:
+            raise APIError(503, "this server's moderation does not answer; ask again later") from None
 
     # From requests to answers
 

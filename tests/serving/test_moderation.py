@@ -203,6 +203,24 @@ def test_while_a_moderator_thinks_others_are_served(assistant):
         assert answer.result().choices[0].message.content == whole
 
 
+def test_nothing_passes_a_moderator_who_says_nothing(assistant, monkeypatch):
+    monkeypatch.setattr("mmgpt.serving.service.MODERATION_SECONDS", 0.2)
+    done = threading.Event()
+
+    def moderator(text: str) -> bool:
+        return not done.wait(20)
+
+    asked = {"model": "tiny", "messages": user(text_part("Hm?")), "max_tokens": 1}
+    with running(assistant, moderator=moderator) as server:
+        try:
+            with pytest.raises(openai.InternalServerError, match="moderation does not answer") as told:
+                server.client.chat.completions.create(**asked)
+            assert told.value.status_code == 503
+        finally:
+            done.set()
+        assert server.client.chat.completions.create(**asked).choices
+
+
 def test_requests_that_a_moderator_thinks_about_keep_none_of_others_from_being_read(assistant):
     thinking, done = threading.Semaphore(0), threading.Event()
 
