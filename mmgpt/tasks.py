@@ -1,5 +1,6 @@
 """The tasks by name: how a user asks for them. A task is a template that makes a conversation, nothing more."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ class Task:
     metrics: tuple[str, ...]
     exact: bool = False
     likelihood: bool = False
+
+    def wording(self, number: int | None) -> str:
+        """A wording of the request, as if drawn, and always the same for a number; the default for None.
+
+        They do not take turns: nor may what is to be learned, such as classes, in which case the wording would tell it.
+        """
+        if number is None:
+            return self.prompts[0]
+        drawn = hashlib.blake2b(str(number).encode(), digest_size=4).digest()
+        return self.prompts[int.from_bytes(drawn) % len(self.prompts)]
 
     def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
         """The conversation that asks for this task about the parts, media first."""

@@ -1,5 +1,6 @@
 """Text <-> token ids: a byte-level BPE, trained on the data or read from a pretrained model's directory."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,6 +94,10 @@ class Tokenizer:
 
     def to_json(self) -> str:
         return self._bpe.to_str(pretty=False)
+
+    def digest(self) -> str:
+        """A hash of all that it is."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def __len__(self) -> int:
         return self._bpe.get_vocab_size(with_added_tokens=True)

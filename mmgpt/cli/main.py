@@ -34,8 +34,23 @@ COMMANDS = {
 USAGE = "usage: mmgpt COMMAND [options]   (mmgpt COMMAND --help tells them; --debug shows tracebacks)\n\ncommands:\n"
 
 
+def entry() -> None:
+    """The process: `main`, and then nothing that could keep it.
+
+    A stream of `datasets` that is left in its midst, as by an error, has threads with which Python's own end may wait
+    for ever, or abort.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if "datasets" not in sys.modules:
+            raise
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)
+
+
 def main() -> None:
-    """Entry point. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly, 130 if interrupted."""
+    """The command. Exits with 0, 1 if the work failed, 2 if it was asked for wrongly, 130 if interrupted."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:

@@ -69,7 +69,7 @@ class Annotations:
     def samples(self, split: str, task: str, hold_out: bool = True) -> list[Sample]:
         """A sample for each file of the split: its texts are the answers.
 
-        Training goes through the wordings of the task in turn; every other split has the default. `hold_out` is that
+        Training has all wordings of the task; every other split has the default. `hold_out` is that
         of splits.members. Raises RowsError where anything is wrong with a row, DataError where nothing is in the split.
         """
         self.faults.raise_all()
@@ -77,11 +77,13 @@ class Annotations:
             paths = members({path: media.split for path, media in self._media.items()}, split, hold_out)
         except DataError as error:
             raise DataError(f"{self.source}: {error}") from None
-        wordings = TASKS[task].prompts if split_name(split) == "train" else TASKS[task].prompts[:1]
+        train = split_name(split) == "train"
         samples = []
         for index, path in enumerate(paths):
             media = self._media[path]
-            prompt = TASKS[task].conversation(self.part(Path(path)), prompt=wordings[index % len(wordings)])
+            prompt = TASKS[task].conversation(
+                self.part(Path(path)), prompt=TASKS[task].wording(index if train else None)
+            )
             samples.append(Sample(tuple(prompt), tuple(media.texts), task, media.where))
         return samples
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmgpt.content import Audio, Image, Medium, Video
 from mmgpt.data.sample import Sample
 from mmgpt.data.splits import SPLITS, members, split_name
-from mmgpt.errors import DataError
+from mmgpt.errors import DataError, shown
 from mmgpt.folder import MediaFolder
 from mmgpt.tasks import TASKS
 
@@ -40,12 +40,22 @@ def read_folders(path: Path, split: str) -> list[Sample]:
     if not names:
         raise DataError(f"{path}: no picture, sound or clip is in the folders here; known are {', '.join(PARTS)}")
     tops = {name.split("/")[0] for name in names if "/" in name}
-    named = tops <= set(SPLITS)
+    named = all(top.lower() in SPLITS for top in tops)
+    # A class may be called train, as the vehicle; a split has folders alone.
+    like_splits = [top for top in tops if top.lower() in SPLITS and all(_deep(name, top) for name in names)]
+    if like_splits and not named:
+        others = ", ".join(sorted(top for top in tops if top.lower() not in SPLITS))
+        raise DataError(
+            f"{path}: {sorted(like_splits)[0]}/ holds folders, as a split does, but {shown(others)} beside it is no "
+            "split's name; move it away, or call it train, dev or test"
+        )
     splits: dict[str, str | None] = {}
     classes: dict[str, str] = {}
     for name in names:
         *folders, _ = name.split("/")
-        own, folders = (folders[0], folders[1:]) if named and folders else (None, folders)
+        own, folders = (folders[0].lower(), folders[1:]) if named and folders else (None, folders)
+        if folders and any("\ud800" <= letter <= "\udfff" for letter in folders[0]):  # bytes that are no UTF-8
+            raise DataError(f"{path}: the folder {shown(folders[0])} has a name that is no UTF-8; rename it")
         if not folders:
             raise DataError(f"{path / name}: is in no class's folder; put it into one")
         splits[name], classes[name] = own, folders[0]
@@ -53,11 +63,16 @@ def read_folders(path: Path, split: str) -> list[Sample]:
         chosen = members(splits, split)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    wordings = TASKS["classify"].prompts if split_name(split) == "train" else TASKS["classify"].prompts[:1]
+    task, train = TASKS["classify"], split_name(split) == "train"
     samples = []
     for index, name in enumerate(chosen):
         file = path / name
         medium = PARTS[file.suffix.lower()](file)
-        prompt = TASKS["classify"].conversation(medium, prompt=wordings[index % len(wordings)])
+        prompt = task.conversation(medium, prompt=task.wording(index if train else None))
         samples.append(Sample(tuple(prompt), (classes[name],), "classify", str(file)))
     return samples
+
+
+def _deep(name: str, top: str) -> bool:
+    """Whether a file of this folder, if it is one, lies in another folder inside."""
+    return not name.startswith(f"{top}/") or name.count("/") > 1

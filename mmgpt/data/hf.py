@@ -63,6 +63,7 @@ class DiskRows:
             name: isinstance(feature, list) or type(feature).__name__ in ("List", "LargeList", "Sequence")
             for name, feature in first.features.items()
         }
+        self.gaps = {name for name in self.columns if any(one.data.column(name).null_count for one in self._sets)}
         self._views: dict[tuple[int, tuple[str, ...]], Any] = {}
         self.classes: dict[str, Sequence[str]] = {
             name: feature.names for name, feature in first.features.items() if type(feature).__name__ == "ClassLabel"

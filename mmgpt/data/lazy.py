@@ -25,6 +25,10 @@ class LazySamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def at(self, places: Sequence[int]) -> "LazySamples":
+        """Those at some places."""
+        return LazySamples(np.asarray(self._rows)[np.asarray(places, dtype=np.int64)], self._make, self.lost)
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload

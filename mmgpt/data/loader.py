@@ -10,6 +10,7 @@ the same whatever the number of workers, and a run goes on from `Step.state` as 
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from mmgpt.errors import ConfigError, DataError, MmgptError
 from mmgpt.processor import Processor
 
 FETCHED = 8  # samples a worker is asked for at once
+MOST_FILES = 1 << 16  # open at once
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Loader(Iterable[Step]):
         self.accumulate = accumulate
         self.load_state(_start(0))
         self._chunks = _Chunks()
+        if workers:
+            _open_more_files()
         self._loader = DataLoader(
             Encoded(ExampleDataset(samples if sized else (), processor), seed),
             batch_sampler=self._chunks,
@@ -148,20 +152,24 @@ class Loader(Iterable[Step]):
             for unit in self._units(place, *_parted(next(fetched)))
             if (place, unit.piece) in left_over
         ]
+        held = sum(unit.cost for unit in waiting)
         left = 1
         while left > 0:
             batches: list[Batch | None] = []
             names: list[str] = []
             broken: list[Broken] = []
             for _ in range(self.accumulate):
-                while not self._enough(waiting) and (fetched.more() if own is None else position < own):
+                while not self._enough(len(waiting), held) and (fetched.more() if own is None else position < own):
                     examples, lost = _parted(next(fetched))
-                    waiting += self._units(position, examples, lost)
+                    units = self._units(position, examples, lost)
+                    waiting += units
+                    held += sum(unit.cost for unit in units)
                     broken += lost
                     position += 1
                 chosen = set(self._choose(waiting))
                 examples = [example for i, unit in enumerate(waiting) if i in chosen for example in unit.examples]
                 waiting = [unit for i, unit in enumerate(waiting) if i not in chosen]
+                held = sum(unit.cost for unit in waiting)
                 batches.append(collate(examples) if examples else None)
                 names += dict.fromkeys(example.where for example in examples)
             count = sum(int(batch.supervised.sum()) for batch in batches if batch is not None)
@@ -175,12 +183,12 @@ class Loader(Iterable[Step]):
             yield Step(batches, count, documents, names, broken, done, state)
         self.load_state(_start(epoch + 1))
 
-    def _enough(self, waiting: list[Waiting]) -> bool:
-        """Whether the next batch can be chosen well."""
+    def _enough(self, waiting: int, held: int) -> bool:
+        """Whether the next batch can be chosen well, from so many that wait with so many tokens."""
         if self.batch_size is not None:
-            return len(waiting) >= self.batch_size
+            return waiting >= self.batch_size
         assert self.batch_tokens is not None
-        return sum(unit.cost for unit in waiting) >= WINDOW * self.batch_tokens
+        return held >= WINDOW * self.batch_tokens
 
     def _choose(self, waiting: list[Waiting]) -> list[int]:
         if self.batch_tokens is None or not waiting:
@@ -217,7 +225,12 @@ def told_as_data_error() -> Iterator[None]:
     """Turns the death of a data worker into a DataError."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        if "Too many open files" in str(error) or "ancdata" in str(error):
+            raise DataError(
+                "more media wait for their batch than files may be open at once (ulimit -n); raise that limit, lower "
+                "batch_size, batch_tokens or accumulate, or set data.workers to 0"
+            ) from None
         if "DataLoader worker" not in str(error):
             raise
         raise DataError(
@@ -267,6 +280,18 @@ class Encoded(Dataset[list[Example | Broken] | MmgptError]):
             return self.examples[key.number] if key.sample is None else self.examples.encode(key.sample)
         except MmgptError as error:
             return error
+
+
+def _open_more_files() -> None:
+    """Let this process have as many files open as the system allows: each tensor that a worker sends is one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _heed_the_parent_alone(worker: int) -> None:

@@ -10,7 +10,7 @@ so write groups of few rows, a hundred say.
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class ParquetRows:
         groups: list[tuple[int, int, int]] = []  # file, its row group, rows
         self.columns: dict[str, bool] = {}
         self.classes: dict[str, Sequence[str]] = {}
+        self.gaps: set[str] = set()
         for number, path in enumerate(files):
             with _opened(path) as file:
                 columns = {field.name: _is_list(field.type) for field in file.schema_arrow}
@@ -77,6 +78,7 @@ class ParquetRows:
                     )
                 self.columns = columns
                 self.classes = self.classes or _classes(file.schema_arrow.metadata or {})
+                self.gaps |= _gaps(file.metadata, columns)
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             groups += [(number, i, size) for i, size in enumerate(sizes)]
             self.lengths.append(sum(sizes))
@@ -141,6 +143,19 @@ def _opened(path: Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as Parquet ({reason[:200]}); fetch it again") from None
+
+
+def _gaps(metadata: Any, columns: Iterable[str]) -> set[str]:
+    """The columns that may be null in some row, or of a medium its bytes."""
+    leaves = {leaf: name for name in columns for leaf in (name, f"{name}.bytes")}
+    found = set()
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            told = column.statistics
+            if told is None or not told.has_null_count or told.null_count:
+                found.add(leaves.get(column.path_in_schema))
+    return found - {None}
 
 
 def _is_list(kind: Any) -> bool:

@@ -18,7 +18,7 @@ from mmgpt.content import MODALITIES, Image, Medium
 from mmgpt.data.folders import IMAGES
 from mmgpt.data.parquet import ParquetRows
 from mmgpt.data.rows import MEDIA, Cell
-from mmgpt.data.webdataset import Member
+from mmgpt.data.webdataset import Member, beyond
 from mmgpt.errors import DataError, shown
 from mmgpt.folder import MediaFolder
 
@@ -108,11 +108,13 @@ def _rows(path: Path, kinds: Kinds[M]) -> Media[M]:
 def _members(path: Path, kinds: Kinds[M], otherwise: type[M]) -> Media[M]:
     members = []
     try:
-        with tarfile.open(path, "r:", errors="replace") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", errors="replace") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep every one
                 if member.isreg() and not member.issparse() and member.name.lower().endswith(tuple(kinds)):
                     members.append(Member(path, member.name, member.offset_data, member.size))
+            if reason := beyond(file, tar.offset):
+                raise DataError(f"{path}: {reason}")
     except tarfile.TarError as error:
         raise DataError(f"{path}: cut off, compressed or no tar ({error}); fetch it again") from None
     return Media(len(members), lambda i: (str(members[i]), _kind(members[i].name, kinds, otherwise)(members[i])))

@@ -119,7 +119,10 @@ def read_samples(config: DataConfig, split: str, seed: int = 0) -> Sequence[Samp
 
 def limited(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     """At most so many of the samples, spread over all, so that a limit does not see the first folder alone."""
-    return samples if len(samples) <= most else samples[:: len(samples) // most][:most]
+    if len(samples) <= most:
+        return samples
+    places = [number * len(samples) // most for number in range(most)]
+    return samples.at(places) if isinstance(samples, LazySamples) else [samples[place] for place in places]
 
 
 def _mixed(config: DataConfig, split: str, seed: int) -> LazySamples:

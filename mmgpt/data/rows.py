@@ -58,7 +58,9 @@ LABEL = ("label", "category", "class")
 TEXTS = frozenset((*_MESSAGES, "system", _DOCUMENT, *_QUESTION, *_ANSWER, *_TARGET, *_CAPTION, *_SPOKEN, *LABEL))
 
 
-def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None = None, wording: int = 0) -> Sample:
+def row_sample(
+    fields: Mapping[str, Any], where: str, folder: MediaFolder | None = None, wording: int | None = None
+) -> Sample:
     """The sample of a row.
 
     Args:
@@ -66,7 +68,7 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
             ...}, Stored, the name of a file, or a list of those.
         where: Where the row is.
         folder: Where named files lie.
-        wording: Which wording of the task's request, modulo their number.
+        wording: Which wording of the task's request (Task.wording).
 
     Raises:
         MissingFileError: A named file is not in the folder.
@@ -90,8 +92,7 @@ def row_sample(fields: Mapping[str, Any], where: str, folder: MediaFolder | None
         return next((name for name in names if fields.get(name) is not None), None)
 
     def asked(task: str, answer: str) -> Sample:
-        prompts = TASKS[task].prompts
-        prompt = TASKS[task].conversation(*parts, prompt=prompts[wording % len(prompts)])
+        prompt = TASKS[task].conversation(*parts, prompt=TASKS[task].wording(wording))
         return Sample(tuple(prompt), texts_of(fields[answer], answer), task, where)
 
     if talk:
@@ -206,6 +207,8 @@ class Rows(Protocol):
     """The columns, and whether their values are lists."""
     classes: dict[str, Sequence[str]]
     """The names of the classes of columns that hold their numbers."""
+    gaps: set[str]
+    """The columns that may hold nothing in some row."""
 
     def where(self, row: int) -> str:
         """How a row is called in messages."""
@@ -263,10 +266,18 @@ def lazy_samples(rows: Rows, splits: Sequence[str | None], codes: np.ndarray, sp
 
 def _stored_sample(rows: Rows, media: list[str], read: list[str], train: bool, row: int) -> Sample:
     where = rows.where(row)
-    fields: dict[str, Any] = {name.lower(): Cell(rows, row, name) for name in media}
+    fields: dict[str, Any] = {name.lower(): Cell(rows, row, name) for name in media if not _is_gap(rows, row, name)}
     for name, value in rows.values(row, read).items() if read else ():
         fields[name.lower()] = told(partial(class_name, value, rows.classes.get(name, ()), name), where)
-    return told(partial(row_sample, fields, where, None, row if train else 0), where)
+    return told(partial(row_sample, fields, where, None, row if train else None), where)
+
+
+def _is_gap(rows: Rows, row: int, column: str) -> bool:
+    """Whether a row has no medium in a column. Only where some may have none it is looked at."""
+    if column not in rows.gaps:
+        return False
+    value = rows.values(row, [column])[column]
+    return value is None or (isinstance(value, dict) and not any(value.values()))
 
 
 def class_name(value: Any, names: Sequence[str], column: str) -> Any:

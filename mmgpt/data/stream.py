@@ -60,9 +60,9 @@ class HFStream(Iterable[Sample]):
                 raise _unreadable(self.path, error) from None
             if self._held_out is None or is_held_out(number) == self._held_out:
                 where = f"{self.path}: row {number}"
-                yield told(partial(self._sample, row, where, number if self.train else 0), where)
+                yield told(partial(self._sample, row, where, number if self.train else None), where)
 
-    def _sample(self, row: Mapping[str, Any], where: str, wording: int) -> Sample:
+    def _sample(self, row: Mapping[str, Any], where: str, wording: int | None) -> Sample:
         fields: dict[str, Any] = {}
         for column, value in row.items():
             name = column.lower()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from mmgpt.data.faults import Faults
 from mmgpt.errors import DataError, shown
 
+csv.field_size_limit(1 << 30)  # characters; csv's own limit is less than a long document
+
 
 class Row(NamedTuple):
     where: str  # "path/captions.csv:17", the line where the row begins
@@ -99,10 +101,10 @@ def read_table(path: Path, faults: Faults) -> Table:
 
     Rows that are malformed are left out and told by `faults`. Raises DataError where there is no table.
     """
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         table = _read_jsonl(path, faults)
     else:
-        table = _read_csv(path, "\t" if path.suffix == ".tsv" else ",", faults)
+        table = _read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",", faults)
     if not table.rows:
         faults.raise_all()
         raise DataError(f"{path}: the file has a header and no rows")
@@ -124,7 +126,7 @@ def _read_jsonl(path: Path, faults: Faults) -> Table:
             if not isinstance(fields, dict):
                 raise DataError(f"{path}:{number}: not an object; a line is {{…}} with named values")
             rows.append(Row(f"{path}:{number}", fields))
-    return Table(path, list(rows[0].fields) if rows else [], rows)
+    return Table(path, list(dict.fromkeys(name for row in rows for name in row.fields)), rows)
 
 
 def _read_csv(path: Path, delimiter: str, faults: Faults) -> Table:

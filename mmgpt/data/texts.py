@@ -72,8 +72,8 @@ def _read_tables(
     for file, own in zip(files, splits, strict=True):
         for where, fields in read_table(file, gathered.faults).rows:
             named = {name.lower(): value for name, value in fields.items() if value != ""}
-            make = partial(row_sample, named, where, folder, number if train else 0)
-            gathered.add(where, named.get("split", own), make)
+            make = partial(row_sample, named, where, folder, number if train else None)
+            gathered.add(where, named.get("split") or own, make)
             number += 1
     return gathered.samples(split)
 
@@ -118,12 +118,13 @@ def _cut(file: BinaryIO, path: Path, length: int) -> Iterator[tuple[int, int]]:
 
 def _pieces(line: bytes, length: int) -> Iterator[bytes]:
     """A line in pieces of at most so many bytes, cut after blanks, or else between characters."""
-    while len(line) > length:
-        end = line.rfind(b" ", 0, length) + 1
+    start = 0
+    while len(line) - start > length:
+        end = line.rfind(b" ", start, start + length) + 1
         if not end:
-            end = length
-            while end > 1 and line[end] & 0xC0 == 0x80:  # inside a character
+            end = start + length
+            while end > start + 1 and line[end] & 0xC0 == 0x80:  # inside a character
                 end -= 1
-        yield line[:end]
-        line = line[end:]
-    yield line
+        yield line[start:end]
+        start = end
+    yield line[start:]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def _sample(shards: Sequence[Shard], starts: np.ndarray, train: bool, row: int) 
             fields.update({name.lower(): value for name, value in columns.items()})
         else:
             fields[_TEXTS[suffix]] = _text(member)
-    return told(partial(row_sample, {**fields, **media}, where, None, row if train else 0), where)
+    return told(partial(row_sample, {**fields, **media}, where, None, row if train else None), where)
 
 
 def _text(member: Member) -> str:
@@ -225,8 +225,7 @@ def _index(path: Path) -> Shard:
                         kinds.append(_SUFFIXES.index(suffix))
                         offsets.append(member.offset_data)
                         sizes.append(member.size)
-                if not broken and not _ended(file, tar.offset):
-                    broken = "it is cut off, or damaged"
+                broken = broken or beyond(file, tar.offset)
         except tarfile.TarError as error:
             broken = f"it is cut off, damaged or no tar ({error})"
     if broken:  # and of the sample under way, something may be missing
@@ -256,7 +255,15 @@ def _wrong(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _ended(file: Any, offset: int) -> bool:
-    """Whether a tar's end mark, a block of zeros, is here: tarfile takes damage and a cut for the end."""
+def beyond(file: BinaryIO, offset: int) -> str:
+    """Why the place where tarfile stopped reading is not a tar's end, or nothing.
+
+    It takes damage and a cut for the end; and after the end mark, blocks of zeros, another tar may follow.
+    """
     file.seek(offset)
-    return file.read(512) == bytes(512)
+    if file.read(512) != bytes(512):
+        return "it is cut off, or damaged"
+    while piece := file.read(1 << 20):
+        if any(piece):
+            return "another tar follows its end; unpack and pack them anew"
+    return ""

@@ -133,7 +133,8 @@ class KeepState(L.Callback):
                 f"{state}: is of {len(values['processes'])} processes, which have the data among them; resume with as "
                 f"many, not {trainer.world_size}"
             )
-        module.position, module.broken = values["processes"][trainer.global_rank]
+        module.position, broken = values["processes"][trainer.global_rank]
+        module.broken = dict.fromkeys(broken)
         self.loader.load_state(module.position)
         self.checkpoints.best = values["best"]
         self.checkpoints.saved_at = values["saved_at"]
@@ -198,7 +199,7 @@ class KeepState(L.Callback):
             logger.save()
         values = {
             "config": self.config,
-            "processes": gathered((module.position, module.broken)),
+            "processes": gathered((module.position, list(module.broken))),
             "best": self.checkpoints.best,
             "saved_at": self.checkpoints.saved_at,
             "validating": self.validating,

@@ -79,7 +79,7 @@ class MultimodalModule(L.LightningModule):
         self.loss_per: LossPer = loss_per
         self.label_smoothing = label_smoothing
         self.meter = Meter()
-        self.broken: list[str] = []
+        self.broken: dict[str, None] = {}  # why samples were lost, each reason once, in order
         self.position: dict[str, Any] = {}  # in the data, after the last step
         train_only(model, train)
         if lora is not None:
@@ -136,7 +136,7 @@ class MultimodalModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if not self.trainer.global_step:  # nor in any other process
-            first = f"; the first: {self.broken[0]}" if self.broken else ""
+            first = f"; the first: {next(iter(self.broken))}" if self.broken else ""
             raise DataError(f"nothing could be learned from any sample{first}. `mmgpt data check` tells of all")
 
     def _loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
@@ -181,9 +181,7 @@ class MultimodalModule(L.LightningModule):
         return optimizer
 
     def _note_broken(self, step: Step) -> None:
-        for sample in step.broken:
-            if sample.reason not in self.broken:
-                self.broken.append(sample.reason)
+        self.broken.update(dict.fromkeys(sample.reason for sample in step.broken))
 
 
 class CaptioningModule(MultimodalModule):

@@ -59,7 +59,8 @@ def finish(
     checkpoint.save(run.out / "best", assistant.model, assistant.tokenizer, training)
 
     broken = list(dict.fromkeys([*run.broken, *evaluation.broken]))
-    (run.out / "broken.txt").write_text("".join(f"{line}\n" for line in broken))
+    text = "".join(f"{line}\n" for line in broken)
+    (run.out / "broken.txt").write_text(text, "utf-8", errors="backslashreplace")  # names need not be UTF-8
     parameters = sum(checkpoint.read_sizes(checkpoint.resolve(run.out / "best")).values())
     summary = [
         ("parameters", f"{parameters / 1e6:.2f} M"),

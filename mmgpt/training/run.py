@@ -107,7 +107,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
 
     A run that came to its end before is not trained again when it is resumed.
     """
-    out, decisive = Path(config.out), _decisive(config)
+    out, count = Path(config.out), len(data.train) if isinstance(data.train, Sequence) else None
+    decisive = {**_decisive(config), "number of samples": count, "tokenizer": data.tokenizer.digest()}
     if config.resume and (done := read_finished(out)):
         check_config(out, done["config"], decisive)
         print(f"{out}: has been trained to its end", flush=True)
@@ -137,7 +138,6 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         train_samples, learner, accumulate=config.accumulate, shuffle=data.shuffle, seed=config.seed, **sizes
     )
     val_loader = Loader(val_samples, processor, **sizes)
-    count = len(train_samples) if isinstance(train_samples, Sequence) else None
     _announce(model, data, count, config)
     checkpoints = KeepCheckpoints(out, tokenizer, record(config, count))
     shown = SHOWN if model.config.answers else 0
@@ -172,7 +172,7 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         loader.close()
         val_loader.close()
     lost = lost_of(train_samples, val_samples)
-    broken = list(dict.fromkeys([*lost, *(reason for reasons in gathered(module.broken) for reason in reasons)]))
+    broken = list(dict.fromkeys([*lost, *(reason for reasons in gathered(list(module.broken)) for reason in reasons)]))
     if trainer.is_global_zero:
         save_finished(out, {"config": decisive, "seconds": round(state.seconds, 1), "broken": broken})
     return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)

@@ -128,12 +128,12 @@ def test_a_picture_in_two_splits_is_an_error(tmp_path):
         read_captions(tmp_path, "train")
 
 
-def test_training_goes_through_the_wordings_and_dev_has_the_default(tmp_path):
+def test_training_has_all_wordings_and_dev_has_the_default(tmp_path):
     names = [f"{index:02}.jpg" for index in range(40)]
     folder_of(tmp_path, "image,caption\n" + "".join(f"{name},x\n" for name in names), *names)
     asked = {split: [s.prompt[0].parts[1].text for s in read_captions(tmp_path, split)] for split in ("train", "dev")}  # type: ignore[union-attr]
     prompts = TASKS["caption"].prompts
-    assert asked["train"] == [prompts[index % len(prompts)] for index in range(36)]
+    assert set(asked["train"]) == set(prompts)
     assert asked["dev"] == [prompts[0]] * 4
 
 

@@ -37,6 +37,26 @@ def test_the_folder_is_the_class_and_the_suffix_the_kind(tmp_path):
     assert (held.answers, held.prompt[0].parts[1]) == (("x",), Text(TASKS["classify"].prompts[0]))
 
 
+def test_splits_are_known_however_they_are_cased_and_what_stands_beside_them_is_told(tmp_path):
+    files(tmp_path, "Train/cat/a.jpg", "Train/dog/b.jpg", "TEST/cat/c.jpg")
+    assert [sample.references for sample in read_folders(tmp_path, "test")] == [("cat",)]
+    files(tmp_path, "extra/cat/d.jpg")
+    with pytest.raises(DataError, match=r'holds folders, as a split does, but "extra" beside it is no split'):
+        read_folders(tmp_path, "train")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    files(tmp_path, "train/a.jpg", "train/b.jpg", "car/c.jpg", "car/old/d.jpg")
+    found = [sample.references[0] for split in ("train", "dev") for sample in read_folders(tmp_path, split)]
+    assert sorted(found) == ["car", "car", "train", "train"]
+
+
+def test_a_class_whose_name_is_no_text_is_told(tmp_path):
+    files(tmp_path, "caf\udce9/a.jpg", "dog/b.jpg")
+    with pytest.raises(DataError, match="has a name that is no UTF-8; rename it"):
+        read_folders(tmp_path, "train")
+
+
 def test_without_named_splits_every_tenth_file_is_held_out(tmp_path):
     files(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(10)))
     assert [sample.where for sample in read_folders(tmp_path, "dev")] == [f"{tmp_path}/a/0.png", f"{tmp_path}/b/0.png"]

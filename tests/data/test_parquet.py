@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from mmgpt.content import Image, Text
+from mmgpt.content import Audio, Image, Text
 from mmgpt.data import parquet
 from mmgpt.data.parquet import ParquetRows, read_parquet
 from mmgpt.errors import ConfigError, DataError, MediaError
@@ -51,6 +51,20 @@ def test_rows_are_samples_in_any_order_over_files_and_row_groups(tmp_path):
     assert samples[8].where == f"{tmp_path}/data/train-00001-of-00002.parquet: row 1"
     assert [sample.answers[0] for sample in read_parquet(tmp_path, "dev")] == ["number 50", "number 51"]
     assert [sample.answers[0] for sample in samples[1:12:5]] == ["number 1", "number 6", "number 11"]
+
+
+@pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": None}])
+def test_a_row_may_lack_what_others_have(tmp_path, nothing):
+    """Of a table whose rows show a picture, or let a sound be heard, or neither."""
+    shown, heard = {"bytes": picture(3), "path": None}, {"bytes": b"RIFF", "path": None}
+    kinds = [(shown, nothing), (nothing, heard), (nothing, nothing)]
+    rows = [{"image": i, "audio": a, "question": "What?", "answer": "It.", "split": "train"} for i, a in kinds * 2]
+    rows.append(rows[0] | {"split": "dev"})
+    samples = read_parquet(write(tmp_path / "a.parquet", rows, group=2), "train")
+    parts = [[type(part) for part in sample.prompt[0].parts] for sample in samples]
+    assert parts == [[Image, Text], [Audio, Text], [Text]] * 2
+    assert {sample.task for sample in samples} == {"ask"}
+    assert shade(samples[3]) == 3
 
 
 def test_lists_of_pictures_and_texts_are_documents(tmp_path):

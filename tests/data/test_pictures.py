@@ -82,11 +82,16 @@ def test_other_media_are_found_like_pictures_each_as_what_its_name_says(photos, 
 def test_where_there_are_no_pictures_it_is_told(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
+    with tarfile.open(tmp_path / "cut.tar", "w") as tar:
+        tar.add(tmp_path / "bad.tar", "a.jpg")
+        last = tar.offset
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:last])
     pq.write_table(pa.table({"id": [1]}), tmp_path / "none.parquet")
     for source, told in (
         (str(tmp_path / "empty"), "empty: no pictures"),
         (f"{tmp_path}/*.gif", r"\*.gif: no pictures"),
         (str(tmp_path / "bad.tar"), r"bad\.tar: cut off, compressed or no tar"),
+        (str(tmp_path / "cut.tar"), r"cut\.tar: it is cut off, or damaged"),
         (str(tmp_path / "none.parquet"), r"no column of pictures; there are .id."),
     ):
         with pytest.raises(DataError, match=told):

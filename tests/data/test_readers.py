@@ -5,10 +5,14 @@ from typing import get_args
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmgpt.content import Text
+from mmgpt.data.lazy import LazySamples
 from mmgpt.data.mixture import Mixture
-from mmgpt.data.readers import READERS, format_of, read_samples
+from mmgpt.data.readers import READERS, format_of, limited, read_samples
+from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.run_config import DataConfig, FileFormat, SourceConfig
 
@@ -131,6 +135,17 @@ def test_a_mixture_is_drawn_by_weight_and_validates_on_each_source(tmp_path):
     assert [sample.prompt[0].parts[0] for sample in held_out] == [Text("a")] * 2 + [Text("b")] * 18
     with pytest.raises(ConfigError, match=r"data\.mix: format mix needs the data sets to mix"):
         read_samples(DataConfig(format="mix"), "train")
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@given(count=st.integers(1, 60), most=st.integers(1, 60))
+def test_a_limit_is_spread_over_all(lazy, count, most):
+    samples = [Sample((), (str(i),), "continue", str(i)) for i in range(count)]
+    some = limited(LazySamples(range(count), samples.__getitem__) if lazy else samples, most)
+    places = [int(sample.where) for sample in some]
+    assert len(places) == min(most, count)
+    steps = [after - before for before, after in zip(places, [*places[1:], count + places[0]], strict=True)]
+    assert max(steps) - min(steps) <= 1  # no end is left out
 
 
 def test_the_length_of_texts_is_the_configurations(tmp_path):

@@ -125,10 +125,11 @@ def test_a_list_of_questions_shares_the_media():
     assert first.prompt[0].parts[0] is other.prompt[0].parts[0]
 
 
-def test_wordings_take_turns():
-    prompts = [row_sample({"image": b"i", "caption": "A."}, "x", wording=i).prompt for i in range(4)]
-    wordings = TASKS["caption"].prompts
-    assert [prompt[0].parts[1] for prompt in prompts] == [Text(wordings[i % len(wordings)]) for i in range(4)]
+def test_the_wording_of_a_row_is_that_of_its_number():
+    prompts = [row_sample({"image": b"i", "caption": "A."}, "x", wording=i).prompt for i in (None, 3, 3, 5)]
+    wordings = [TASKS["caption"].wording(number) for number in (None, 3, 3, 5)]
+    assert [prompt[0].parts[1] for prompt in prompts] == [Text(wording) for wording in wordings]
+    assert wordings[0] == TASKS["caption"].prompts[0]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgpt.content import Image, Text
-from mmgpt.data.texts import read_texts
+from mmgpt.data.texts import _pieces, read_texts
 from mmgpt.errors import ConfigError, DataError
 
 
@@ -100,6 +100,29 @@ def test_tables_are_split_by_name_or_column_and_may_name_media(tmp_path):
     assert [sample.answers for sample in read_texts(tmp_path, "dev")] == [("1",)]
     (tmp_path / "dev.csv").write_text("text,label,split\nGood.,1,test\nBad.,0,val\n")
     assert [sample.answers for sample in read_texts(tmp_path / "dev.csv", "dev")] == [("0",)]
+
+
+def test_a_row_without_a_split_is_of_that_of_its_file(tmp_path):
+    (tmp_path / "dev.jsonl").write_text('{"text": "a", "label": "b", "split": null}\n' * 3)
+    (tmp_path / "train.jsonl").write_text('{"text": "c", "label": "d"}\n' * 5)
+    assert [len(read_texts(tmp_path, split)) for split in ("train", "dev")] == [5, 3]
+
+
+def test_a_text_of_one_long_line_is_cut_in_time_that_grows_with_its_length():
+    """What is copied for a piece is the piece, not all that follows."""
+
+    class Line(bytes):
+        copied = 0
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            if isinstance(key, slice):
+                Line.copied += len(found)
+            return found
+
+    line = Line(b"word " * 2000)
+    assert b"".join(_pieces(line, 64)) == line
+    assert Line.copied == len(line)
 
 
 def test_what_cannot_be_read_is_told(tmp_path):

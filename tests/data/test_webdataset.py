@@ -145,6 +145,14 @@ def test_a_shard_cut_off_anywhere_keeps_the_samples_that_are_whole(tmp_path):
     assert (len(samples), samples.lost) == (3, [])
 
 
+def test_a_tar_behind_another_in_one_file_is_told(tmp_path):
+    first, second = (write(tmp_path / f"{i}.tar", *captions(10 * i, 3)).read_bytes() for i in (0, 1))
+    (tmp_path / "both.tar").write_bytes(first + second)
+    with pytest.warns(UserWarning, match=r"both\.tar: another tar follows its end; unpack and pack them anew"):
+        samples = [*read_webdataset(tmp_path / "both.tar", "train"), *read_webdataset(tmp_path / "both.tar", "dev")]
+    assert {sample.answers[0] for sample in samples} == {"n0", "n1"}
+
+
 @pytest.mark.filterwarnings("ignore:.*is cut off")
 def test_what_is_lost_is_told_of_the_split_whose_shard_it_is(tmp_path):
     for name in ("train", "val"):

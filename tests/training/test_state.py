@@ -156,6 +156,21 @@ def a_state(tmp_path: Path, **changes) -> TrainConfig:
     return config
 
 
+@pytest.mark.parametrize(("added", "told"), [(1, "number of samples: 17, not 18"), (0, "tokenizer")])
+def test_a_run_is_not_resumed_on_other_data(tmp_path, added, told):
+    """Its order, and the tokenizer that is trained on them, would be others."""
+    config = a_state(tmp_path)
+    captions = tmp_path / "walls" / "captions.csv"
+    lines = captions.read_text().splitlines()
+    more = [lines[1].replace("0.png", "more.png")] if added else []
+    if not added:
+        lines[1] = lines[1].replace(" wall", " well")
+    (tmp_path / "walls" / "more.png").touch()
+    captions.write_text("\n".join([*lines, *more]) + "\n")
+    with pytest.raises(TrainingError, match=f"is of a run with another {told}"):
+        train(dataclasses.replace(config, resume=True))
+
+
 def test_a_run_that_is_not_finished_is_not_written_over(tmp_path):
     config = a_state(tmp_path)
     with pytest.raises(TrainingError, match=r"holds the state of a run that is not finished; go on with --resume true"):
