@@ -1,6 +1,6 @@
 """The tasks by name: how a user asks for them. A task is a template that makes a conversation, nothing more."""
 
-import hashlib
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,14 +21,15 @@ class Task:
     likelihood: bool = False
 
     def wording(self, number: int | None) -> str:
-        """A wording of the request, as if drawn, and always the same for a number; the default for None.
+        """A wording of the request, always the same for a number; the default for None.
 
-        They do not take turns: nor may what is to be learned, such as classes, in which case the wording would tell it.
+        Of as many numbers as there are wordings each has another, in an order that is drawn anew each time: where they
+        took turns, and classes do so too, the wording would tell the class.
         """
         if number is None:
             return self.prompts[0]
-        drawn = hashlib.blake2b(str(number).encode(), digest_size=4).digest()
-        return self.prompts[int.from_bytes(drawn) % len(self.prompts)]
+        turn, place = divmod(number, len(self.prompts))
+        return random.Random(turn).sample(self.prompts, len(self.prompts))[place]
 
     def conversation(self, *parts: Part, prompt: str | None = None) -> list[Message]:
         """The conversation that asks for this task about the parts, media first."""

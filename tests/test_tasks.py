@@ -22,3 +22,9 @@ def test_a_number_has_one_wording_and_none_the_default():
     for task in TASKS.values():
         assert task.wording(None) == task.prompts[0]
         assert [task.wording(number) for number in range(9)] == [task.wording(number) for number in range(9)]
+
+
+def test_as_many_numbers_as_there_are_wordings_have_each_another():
+    for task in TASKS.values():
+        count = len(task.prompts)
+        assert {task.wording(number) for number in range(5 * count, 6 * count)} == set(task.prompts)

@@ -116,7 +116,7 @@ def test_weights_of_pairs_are_refused_where_init_does_not_pair(learned):
 
 def test_what_was_found_before_the_training_is_told_beside_what_is_found_after(folder, tmp_path):
     begun, first = run(folder, tmp_path / "begun", epochs=1, caption=0.0)
-    more = ["--epochs", "60", "--val_every", "60", "--data.val_samples", "100"]
+    more = ["--epochs", "100", "--val_every", "100", "--data.val_samples", "100"]
     config = captioning(folder, (begun, first), tmp_path / "run", *more)
     evaluation = finish(config, train(config))
     pairs = [score for score in evaluation.scores if score.task in ("find the text", "find the medium")]
