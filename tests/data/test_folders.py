@@ -31,7 +31,7 @@ def test_the_folder_is_the_class_and_the_suffix_the_kind(tmp_path):
         (Video, ("run",), "classify"),
     ]
     assert samples[0].prompt[0].parts[0].source == tmp_path / "train/cat/a.JPG"  # type: ignore[union-attr]
-    assert [s.prompt[0].parts[1] for s in samples[:2]] == [Text(prompt) for prompt in TASKS["classify"].prompts]
+    assert {s.prompt[0].parts[1] for s in samples[:2]} == {Text(prompt) for prompt in TASKS["classify"].prompts}
     assert samples[0].where == str(tmp_path / "train/cat/a.JPG")
     [held] = read_folders(tmp_path, "dev")
     assert (held.answers, held.prompt[0].parts[1]) == (("x",), Text(TASKS["classify"].prompts[0]))

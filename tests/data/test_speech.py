@@ -7,6 +7,7 @@ import pytest
 from mmgpt.content import Audio, Text
 from mmgpt.data.speech import read_speech
 from mmgpt.errors import DataError
+from mmgpt.tasks import TASKS
 
 
 def chapter(root: Path, name: str, *lines: str) -> Path:
@@ -38,7 +39,7 @@ def test_librispeech_is_read_as_it_is(tmp_path):
     sound, request = samples[0].prompt[0].parts
     assert isinstance(sound, Audio)
     assert sound.source == tmp_path / "train-clean-100/19/198/19-198-0000.flac"
-    assert (request, samples[0].task) == (Text("Transcribe the speech."), "transcribe")
+    assert (request, samples[0].task) == (Text(TASKS["transcribe"].wording(0)), "transcribe")
     assert samples[1].where == f"{tmp_path}/train-clean-100/19/198/19-198.trans.txt:2"
     assert [sample.answers for sample in read_speech(tmp_path, "dev")] == [("GO",), ("DO YOU",)]
 

@@ -180,4 +180,4 @@ def test_a_model_that_has_learned_to_see_loses_by_other_pictures(logged):
     """And one that has not does not: so it is seen in minutes whether a projector learns."""
     log, _ = logged
     assert abs(log["val_gap/image"][0]) < 0.1
-    assert log["val_gap/image"][-1] > 1.0
+    assert log["val_gap/image"][-1] > 0.5
