@@ -1,6 +1,5 @@
 """mmgpt data check: whether every row is readable, and what is in the data, before a run is paid for."""
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
     from mmgpt.data.check import check, unread
     from mmgpt.encoders import build_encoders
     from mmgpt.processor import Processor
-    from mmgpt.training.run import MOST_WORKERS, model_config, read
+    from mmgpt.training.run import model_config, read, spare_cores
 
     if config.data.format == "hf_stream":
         raise ConfigError("data.format: a stream is not read to its end; check the data set on disk (format hf)")
@@ -56,13 +55,12 @@ def main(arguments: list[str]) -> None:
     assert isinstance(data.train, Sequence)  # since it is no stream
     resolved, _ = build_encoders(model_config(config))
     told = Console(stderr=True)
-    spare = min(MOST_WORKERS, (os.cpu_count() or 1) - 1)  # no model needs the cores
     found = check(
         data.train,
         data.val,
         Processor(resolved, data.tokenizer),
         batch_tokens=config.batch_tokens,
-        workers=spare if config.data.workers is None else config.data.workers,
+        workers=spare_cores() if config.data.workers is None else config.data.workers,  # no model needs them
         progress=lambda name, total, rows: track(rows, f"reading {name}", total, console=told, transient=True),
     )
     if args.json:

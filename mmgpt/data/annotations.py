@@ -69,8 +69,8 @@ class Annotations:
     def samples(self, split: str, task: str, hold_out: bool = True) -> list[Sample]:
         """A sample for each file of the split: its texts are the answers.
 
-        Training has all wordings of the task; every other split has the default. `hold_out` is that
-        of splits.members. Raises RowsError where anything is wrong with a row, DataError where nothing is in the split.
+        Training has all wordings of the task; every other split has the default. `hold_out` is that of splits.members.
+        Raises RowsError where anything is wrong with a row, DataError where nothing is in the split.
         """
         self.faults.raise_all()
         try:

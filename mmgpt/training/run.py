@@ -182,9 +182,12 @@ def data_workers(config: TrainConfig) -> int:
     """How many processes decode media for this one."""
     if config.data.workers is not None:
         return config.data.workers
-    if not torch.cuda.is_available():
-        return 0
-    return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // processes(config)["devices"] - 1))
+    return spare_cores(processes(config)["devices"]) if torch.cuda.is_available() else 0
+
+
+def spare_cores(processes: int = 1) -> int:
+    """How many cores each of so many processes on this machine leaves to data workers, MOST_WORKERS at most."""
+    return max(0, min(MOST_WORKERS, (os.cpu_count() or 1) // processes - 1))
 
 
 def _announce(model: MultimodalGPT, data: Data, count: int | None, config: TrainConfig) -> None:

@@ -126,7 +126,7 @@ def logged(tmp_path_factory) -> tuple[dict[str, list[float]], list[str]]:
     config = wall_config(
         write_walls(place / "walls", train=17, dev=6),
         place / "run",
-        epochs=60,
+        epochs=90,
         batch_size=None,
         batch_tokens=150,
         val_every=10,
@@ -180,4 +180,4 @@ def test_a_model_that_has_learned_to_see_loses_by_other_pictures(logged):
     """And one that has not does not: so it is seen in minutes whether a projector learns."""
     log, _ = logged
     assert abs(log["val_gap/image"][0]) < 0.1
-    assert log["val_gap/image"][-1] > 0.5
+    assert log["val_gap/image"][-1] > 1.0
