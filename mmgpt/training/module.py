@@ -115,8 +115,7 @@ class MultimodalModule(L.LightningModule):
             self.manual_backward(loss * processes)  # gradients are averaged over processes
         if number % LOGGED == 0:
             self.log_dict(gradient_norms(self.model))
-        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = plain(nn.utils.clip_grad_norm_(trained, self.optimizer.clip or math.inf))
+        norm = clip_gradients(self.model, self.optimizer.clip or math.inf)
         if not norm.isfinite():  # in all processes, as the gradient is that of all
             names = ", ".join(name for own in gathered(step.names) for name in own)
             (loss,) = summed(float(total))
@@ -219,6 +218,23 @@ def learning_rate(step: int, progress: float, settings: OptimizerConfig) -> floa
         return progress / warmup
     done = (progress - warmup) / max(1e-9, 1 - warmup)
     return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def clip_gradients(model: nn.Module, most: float) -> Tensor:
+    """Scale all gradients so that their norm is `most` at most; returns what it was.
+
+    A parameter whose gradient is zero is left without one, and so out of the step: where no process had a sound, its
+    encoder goes on by neither momentum nor decay, be there one process, which has no gradient of it, or several, whose
+    gradients `zero_of` has filled in.
+    """
+    trained = {parameter: parameter.grad for parameter in model.parameters() if parameter.grad is not None}
+    norms = plain(torch.stack(torch._foreach_norm(list(trained.values()))))
+    norm = norms.norm()
+    nn.utils.clip_grads_with_norm_(trained, most, norm)
+    for parameter, own in zip(trained, norms.tolist(), strict=True):
+        if not own:
+            parameter.grad = None
+    return norm
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:

@@ -104,10 +104,12 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
 
 
 def descending(model: MultimodalGPT) -> MultimodalModule:
-    """Learns by plain gradient descent, which does not make much of small differences."""
+    """Learns by gradient descent, which does not make much of small differences; what it has no gradient of would move
+    by momentum and decay.
+    """
     module = MultimodalModule(model, OptimizerConfig(clip=1.0, warmup=0))
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
-        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
+        [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1, momentum=0.5, weight_decay=0.1
     )
     return module
 
