@@ -112,7 +112,8 @@ class MultimodalModule(L.LightningModule):
             if batch is not None and number % LOGGED == 0:
                 self.meter.learned(batch, own)
             total += loss.detach()
-            self.manual_backward(loss * processes)  # gradients are averaged over processes
+            if loss.requires_grad:  # where adapters alone are trained, a batch of texts teaches nothing
+                self.manual_backward(loss * processes)  # gradients are averaged over processes
         if number % LOGGED == 0:
             self.log_dict(gradient_norms(self.model))
         norm = clip_gradients(self.model, self.optimizer.clip or math.inf)
@@ -228,6 +229,8 @@ def clip_gradients(model: nn.Module, most: float) -> Tensor:
     gradients `zero_of` has filled in.
     """
     trained = {parameter: parameter.grad for parameter in model.parameters() if parameter.grad is not None}
+    if not trained:
+        return torch.zeros(())
     norms = plain(torch.stack(torch._foreach_norm(list(trained.values()))))
     norm = norms.norm()
     nn.utils.clip_grads_with_norm_(trained, most, norm)

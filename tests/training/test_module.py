@@ -65,11 +65,17 @@ SAMPLES = [sample(i, *("a red circle " * (1 + i % 3), "blue")[: 1 + i % 2]) for 
 
 
 def trained(
-    model: MultimodalGPT, processor: Processor, epochs=2, samples=SAMPLES, loss_per: LossPer = "token", **loading
+    model: MultimodalGPT,
+    processor: Processor,
+    epochs=2,
+    samples=SAMPLES,
+    loss_per: LossPer = "token",
+    train=("*",),
+    **loading,
 ) -> MultimodalModule:
     """A fresh module after some epochs of plain gradient descent, so that weights tell gradients."""
     settings = OptimizerConfig(clip=0, warmup=0)
-    module = MultimodalModule(MultimodalGPT(model.config), settings, seed=3, loss_per=loss_per)
+    module = MultimodalModule(MultimodalGPT(model.config), settings, train, seed=3, loss_per=loss_per)
     module.model.load_state_dict(model.state_dict())
     module.configure_optimizers = lambda: torch.optim.SGD(  # type: ignore[method-assign]
         [{"params": list(module.model.parameters()), "initial_lr": 0.1}], lr=0.1
@@ -150,6 +156,16 @@ def test_a_step_of_broken_samples_alone_is_skipped_and_each_reason_kept_once(fre
     module = trained(fresh, processor, samples=samples, batch_size=1, epochs=6)  # in some the good one comes first
     assert sorted(reason.split(": ")[0] for reason in module.broken) == ["y:0", "y:1"]
     assert module.trainer.global_step == 6
+
+
+def test_where_adapters_alone_are_trained_a_step_of_texts_changes_nothing(fresh, processor):
+    texts = [Sample((Message.of("user", "What?"),), ("a",), "ask", f"y:{i}") for i in range(2)]
+    module = trained(fresh, processor, samples=texts, batch_size=1, train=["adapters"])
+    assert module.trainer.global_step == 4
+    start = MultimodalModule(fresh)
+    assert distance(module, start) == 0
+    mixed = trained(fresh, processor, samples=[*texts, SAMPLES[0]], batch_size=1, train=["adapters"])
+    assert distance(mixed, start) > 0
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_it_and_its_samples(fresh, processor):
