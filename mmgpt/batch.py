@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -125,6 +126,31 @@ class Batch:
         """The supervised token ids of each document."""
         counts = self.numbers[self.targets].bincount(minlength=len(self.lengths))
         return self.ids[self.targets].split(counts.tolist())
+
+    @property
+    def examples(self) -> list[Example]:
+        """The documents as they were before they were laid end to end; but that nothing tells `where` they are from."""
+        media: list[list[tuple[int, MediaInput]]] = [[] for _ in self.lengths]
+        starts = [0, *accumulate(self.lengths)]
+        numbers = self.numbers.tolist()
+        for group in self.media.values():
+            firsts = dict(zip([0, *accumulate(item.features for item in group.inputs)], group.inputs, strict=False))
+            rows, places, at = group.rows.tolist(), group.places.tolist(), 0
+            while at < len(rows):  # the rows of a medium stand together, wherever it is shown
+                item, place = firsts[rows[at]], places[at]
+                media[numbers[place]].append((place - starts[numbers[place]], item))
+                at += item.features
+        spans = list(zip(starts, self.lengths, self.tasks, media, strict=False))
+        ids, supervised = self.ids.tolist(), self.supervised.tolist()
+        return [
+            Example(
+                ids[start : start + length],
+                supervised[start : start + length],
+                sorted(own, key=lambda pair: pair[0]),
+                task=task,
+            )
+            for start, length, task, own in spans
+        ]
 
     @cached_property
     def shown(self) -> list[list[tuple[str, int]]]:

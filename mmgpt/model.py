@@ -209,7 +209,13 @@ class MultimodalGPT(nn.Module):
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
         return self.gpt.head(self.hidden(batch))
 
-    def loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
+    def loss(
+        self,
+        batch: Batch | None,
+        per: LossPer = "token",
+        smoothing: float = 0.0,
+        weights: Tensor | None = None,
+    ) -> Loss:
         """Next-token cross-entropy on the supervised tokens; beside it the loss of pairs, and in training CTC's, too.
 
         Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
@@ -219,6 +225,7 @@ class MultimodalGPT(nn.Module):
             batch: Documents; None in a process that has nothing while others have.
             per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one.
             smoothing: Share of a target's probability that is spread evenly over the vocabulary.
+            weights: Of the documents (documents,), whose every token then counts so much.
         """
         targets = None if batch is None else batch.targets
         if targets is not None and not len(targets):
@@ -237,12 +244,11 @@ class MultimodalGPT(nn.Module):
             count = 0 if targets is None else len(targets)
             return Loss(also, count, also.new_zeros(count), pair)
         hidden = self.hidden(batch, targets - 1)  # targets, width
-        weights, count = None, len(targets)
+        numbers, count = batch.numbers[targets], len(targets)
         if per == "document":
-            numbers = batch.numbers[targets]
-            weights = 1 / numbers.bincount(minlength=len(batch.lengths))[numbers]
-            count = len(batch.lengths)
-        total, each = self.gpt.loss(hidden, batch.ids[targets], weights, smoothing)
+            weights, count = 1 / numbers.bincount(minlength=len(batch.lengths)), len(batch.lengths)
+        factors = None if weights is None else weights[numbers]
+        total, each = self.gpt.loss(hidden, batch.ids[targets], factors, smoothing)
         if self.pair is not None:
             total = total * self.pair.config.caption
         if ctc is not None:

@@ -130,6 +130,26 @@ class LoraConfig:
 
 
 @dataclass
+class RewardConfig:
+    """Learn from how well the model's own answers score, instead of from the answers given: self-critical sequence
+    training (Rennie et al. 2017). Some are drawn to each prompt, and those that score above the mean of the others are
+    made likelier, the rest less likely. It goes on from a model that answers already (`init`), at a lower rate.
+
+    Dropout is off, and the best checkpoint is that of the highest reward of greedy answers to the validation samples.
+
+    Args:
+        metric: What is to be raised, held against all answers given to a prompt: cider (CIDEr-D, with the frequencies
+            of the training samples), chrf, exact_match, f1 (of words), or wer (1 minus the word error rate).
+        samples: Answers drawn to each prompt.
+        max_new_tokens: Most tokens of each.
+    """
+
+    metric: Literal["cider", "chrf", "exact_match", "f1", "wer"] = "cider"
+    samples: int = 5
+    max_new_tokens: int = 48
+
+
+@dataclass
 class AugmentConfig:
     """Random changes of media in training, drawn anew for each sample in each epoch.
 
@@ -196,6 +216,7 @@ class TrainConfig:
         train: What is trained, all else being frozen: names of modules or parameters, where * stands for anything
             (adapters, gpt.transformer, encoders.image, *.gated, ...). Encoders that are `frozen` stay so.
         lora: Train thin matrices beside layers instead of the layers, and what else `train` names.
+        reward: Learn from how well the model's own answers score.
         beams: Width of the beam search when the finished run is evaluated; 1 means greedy decoding.
         cache: A folder in which the tokens of frozen encoders are kept, so that from the second epoch on media are
             neither decoded nor encoded; runs may share it. None, or off, keeps nothing.
@@ -228,6 +249,7 @@ class TrainConfig:
     loggers: list[Logger] = field(default_factory=list)
     train: list[str] = field(default_factory=lambda: ["*"])
     lora: LoraConfig | None = None
+    reward: RewardConfig | None = None
     beams: int = 1
     cache: Literal[False] | str | None = None  # off is False in YAML
     cache_gb: float = 20.0

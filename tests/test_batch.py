@@ -56,6 +56,27 @@ def test_media_without_slots_are_seen_from_the_token_behind_them_on(processor):
     assert [batch.ids[place] for place in media.places] == processor.tokenizer.encode("b") * 2 * count
 
 
+@pytest.mark.parametrize("cross", [None, "inside"])
+def test_documents_are_had_back_from_a_batch(processor, cross):
+    config = replace(processor.config, gpt=replace(processor.config.gpt, cross=cross))
+    own = Processor(config, processor.tokenizer)
+    prompt = replace(own.encode_prompt([Message.of("user", some_image(0), "?")]), task="ask")
+    media = [some_audio(2), some_image(1), some_audio(2)]
+    examples = [
+        own.encode_answer(prompt, "one"),
+        own.encode([Message.of("user", *media, "and"), Message.of("assistant", "b")]),
+        own.encode([Message.of("user", "no media")]),
+        own.encode_answer(prompt, "two"),
+    ]
+    for back, example in zip(collate(examples).examples, examples, strict=True):
+        assert (back.ids, back.supervised, back.task) == (example.ids, example.supervised, example.task)
+        assert [place for place, _ in back.media] == [place for place, _ in example.media]
+        places: dict[int, set[int]] = {}
+        for place, item in example.media:
+            places.setdefault(place, set()).add(id(item))
+        assert all(id(item) in places[place] for place, item in back.media)
+
+
 def test_a_document_without_a_supervised_token_is_refused_by_name(processor):
     good = processor.encode([Message.of("user", "a"), Message.of("assistant", "b")], where="chat.jsonl:1")
     bad = processor.encode([Message.of("user", "a")], where="chat.jsonl:2")

@@ -114,11 +114,11 @@ def train_until(config: TrainConfig, losses: int) -> None:
     """A run that dies after so many losses, those of validation among them."""
     loss, calls = MultimodalGPT.loss, []
 
-    def dying(self, *arguments):
+    def dying(self, *arguments, **settings):
         calls.append(1)
         if len(calls) > losses:
             raise ZeroDivisionError
-        return loss(self, *arguments)
+        return loss(self, *arguments, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MultimodalGPT, "loss", dying)

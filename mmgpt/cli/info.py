@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     table.add_row("model", f"{sum(sizes.values()) / 1e6:.2f} M parameters in {args.model}")
     for name, text in parts(config, sizes):
         table.add_row(name, text)
-    for name in ("data", "samples", "epochs", "steps", "minutes", "val_loss"):
+    for name in ("data", "samples", "epochs", "steps", "minutes", "val_loss", "val_reward"):
         if training.get(name) is not None:
             table.add_row(name.replace("_", " "), str(training[name]))
     for score in training.get("scores", []):

@@ -1,4 +1,5 @@
-"""The charts of the report as inline SVG: a loss curve and the bar of a score. Text alone goes in, no scripts come out.
+"""The charts of the report as inline SVG: a learning curve and the bar of a score. Text alone goes in, no scripts come
+out.
 
 Lines are drawn in a stretched inner view, labels in the outer one, so text keeps its size at every page width.
 """
@@ -10,23 +11,26 @@ from html import escape
 Points = list[tuple[float, float]]
 
 
-def loss_curve(curve: Sequence[Mapping[str, float]]) -> str:
-    """The figure of a training run from rows with `step` and `loss` or `val_loss`; empty if nothing is to be drawn."""
-    training, validation = _binned(_series(curve, "loss"), 240), _series(curve, "val_loss")
+def learning_curve(curve: Sequence[Mapping[str, float]], name: str = "loss") -> str:
+    """The figure of a training run from rows with `step` and `loss` or `val_loss`; empty if nothing is to be drawn.
+
+    Or of what else is named so: of a `reward` the best is the highest.
+    """
+    training, validation = _binned(_series(curve, name), 240), _series(curve, f"val_{name}")
     points = training + validation
     if not points:
         return ""
     last = max(step for step, _ in points)
-    steps, losses = _ticks(last), _ticks(max(loss for _, loss in points))
-    right, top = max(last, 1), losses[-1] or 1.0
+    steps, values = _ticks(last), _ticks(max(value for _, value in points))
+    right, top = max(last, 1), values[-1] or 1.0
 
     def place(point: tuple[float, float]) -> str:
         return f"{1000 * point[0] / right:.1f},{1000 * (1 - point[1] / top):.1f}"
 
     grid = "".join(
-        f'<line x1="0" x2="100%" y1="{100 * (1 - loss / top):.2f}%" y2="{100 * (1 - loss / top):.2f}%"/>'
-        f'<text x="0" dx="-10" y="{100 * (1 - loss / top):.2f}%" dy="4" text-anchor="end">{loss:g}</text>'
-        for loss in losses
+        f'<line x1="0" x2="100%" y1="{100 * (1 - value / top):.2f}%" y2="{100 * (1 - value / top):.2f}%"/>'
+        f'<text x="0" dx="-10" y="{100 * (1 - value / top):.2f}%" dy="4" text-anchor="end">{value:g}</text>'
+        for value in values
     )
     grid += "".join(
         f'<text x="{100 * step / right:.2f}%" y="100%" dy="22" text-anchor="middle">{_thousands(step)}</text>'
@@ -34,21 +38,22 @@ def loss_curve(curve: Sequence[Mapping[str, float]]) -> str:
         if step <= right and step % 1 == 0  # steps are whole
     )
     lines, dots, legend = "", "", ""
-    for name, kind, line in (("training", "train", training), ("validation", "val", validation)):
+    for split, kind, line in (("training", "train", training), ("validation", "val", validation)):
         if not line:
             continue
         lines += f'<polyline class="{kind}" points="{" ".join(map(place, line))}"/>'
-        step, loss = line[-1]  # its end is marked, or a line of one point would not be seen
-        dots += f'<circle class="{kind}" cx="{100 * step / right:.2f}%" cy="{100 * (1 - loss / top):.2f}%" r="4"/>'
-        best = f", lowest {min(loss for _, loss in line):.3g}" if kind == "val" else ""
-        legend += f'<li class="{kind}">{name}, last {line[-1][1]:.3g}{best}</li>'
-    label = f"Loss over {_thousands(last)} steps"
+        step, value = line[-1]  # its end is marked, or a line of one point would not be seen
+        dots += f'<circle class="{kind}" cx="{100 * step / right:.2f}%" cy="{100 * (1 - value / top):.2f}%" r="4"/>'
+        word, choose = ("lowest", min) if name == "loss" else ("highest", max)
+        best = f", {word} {choose(value for _, value in line):.3g}" if kind == "val" else ""
+        legend += f'<li class="{kind}">{split}, last {line[-1][1]:.3g}{best}</li>'
+    label = f"{name.capitalize()} over {_thousands(last)} steps"
     return (
         f'<figure class="curve"><ul class="legend">{legend}</ul><div class="plot">'
         f'<svg role="img" aria-label="{escape(label)}"><g class="grid">{grid}</g>'
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">{lines}</svg>'
         f"{dots}</svg></div>"
-        f"<figcaption>Loss (vertical) by training step</figcaption></figure>"
+        f"<figcaption>{name.capitalize()} (vertical) by training step</figcaption></figure>"
     )
 
 

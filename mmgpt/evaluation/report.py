@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmgpt.evaluation.charts import loss_curve, score_bar
+from mmgpt.evaluation.charts import learning_curve, score_bar
 from mmgpt.evaluation.pictures import LISTEN_SECONDS, TINY, picture_uri, sound_picture, spread
 from mmgpt.evaluation.playable import sound_uri, video_uri
 from mmgpt.files import atomic_write
@@ -143,7 +143,8 @@ def write_report(
         path: The file; it is replaced at once or not at all.
         title: Heading of the page.
         summary: Facts about the run as (label, value).
-        curve: Rows with `step` and `loss` or `val_loss`; other keys and values that are not finite are left out.
+        curve: Rows with `step` and `loss`, `val_loss`, `reward` or `val_reward`; other keys, and values that are not
+            finite, are left out.
         scores: The table of scores.
         samples: The samples, shown by task in the order of their first coming. They are taken one by one, and their
             media not kept.
@@ -162,8 +163,8 @@ def write_report(
     sections = [f"<header><h1>{escape(title)}</h1><dl>{facts}</dl></header>"]
     if scores:
         sections.append(f'<section id="scores"><h2>Scores</h2>{_table(scores)}</section>')
-    if figure := loss_curve(curve):
-        sections.append(f'<section id="training"><h2>Training</h2>{figure}</section>')
+    if figures := learning_curve(curve) + learning_curve(curve, "reward"):
+        sections.append(f'<section id="training"><h2>Training</h2>{figures}</section>')
     sections += more
     style = ""
     if cards:

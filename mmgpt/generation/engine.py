@@ -125,9 +125,12 @@ class Engine:
         self.waiting = deque(search for search in self.waiting if not search.done)
         self._leave()
 
-    def run(self, prompts: Sequence[Example], decoding: Decoding | None = None) -> list[list[Answer]]:
-        """The answers to each prompt. No work is begun if one of them cannot be decoded."""
-        requests = [self.prepare(prompt, decoding or Decoding()) for prompt in prompts]
+    def run(
+        self, prompts: Sequence[Example], decoding: Decoding | Sequence[Decoding] | None = None
+    ) -> list[list[Answer]]:
+        """The answers to each prompt, decoded alike or each in its own way. No work is begun if one cannot be."""
+        each = [decoding or Decoding()] * len(prompts) if isinstance(decoding, Decoding | None) else decoding
+        requests = [self.prepare(*pair) for pair in zip(prompts, each, strict=True)]
         for request in requests:
             self.enter(request)
         try:

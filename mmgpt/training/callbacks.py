@@ -39,7 +39,9 @@ from mmgpt.training.state import (
 
 
 class KeepCheckpoints(L.Callback):
-    """Writes OUT/last after each validation, and OUT/best when the validation loss is the lowest so far."""
+    """Writes OUT/last after each validation, and OUT/best when the validation loss is the lowest so far; where a run
+    learns from rewards, when theirs is the highest.
+    """
 
     def __init__(self, out: Path, tokenizer: Tokenizer, training: dict[str, Any]):
         self.out = out
@@ -61,6 +63,9 @@ class KeepCheckpoints(L.Callback):
             told["val_loss"] = round(float(loss), 4)
         if trainer.is_global_zero:
             checkpoint.save(self.out / "last", model, self.tokenizer, told, tensors)
+        if (reward := trainer.callback_metrics.get("val_reward")) is not None:
+            told["val_reward"] = round(float(reward), 4)
+            loss = -reward
         if loss is None or float(loss) < self.best:
             self.best = float(loss) if loss is not None else self.best
             if trainer.is_global_zero:

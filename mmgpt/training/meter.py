@@ -158,7 +158,13 @@ class Watch(L.Callback):
             return
         self._told = now
         metrics = trainer.callback_metrics
-        shown = [("loss", "loss", ".3f"), ("val_loss", "validation", ".3f"), ("val_score", "score", ".3f")]
+        shown = [
+            ("loss", "loss", ".3f"),
+            ("reward", "reward", ".3f"),
+            ("val_loss", "validation", ".3f"),
+            ("val_reward", "its reward", ".3f"),
+            ("val_score", "score", ".3f"),
+        ]
         told = [f"step {trainer.global_step}"]
         told += [f"{name} {float(metrics[key]):{form}}" for key, name, form in shown if key in metrics]
         if "tokens_per_second" in metrics:

@@ -28,6 +28,7 @@ from mmgpt.training.meter import LOGGED, Meter, progress
 from mmgpt.training.muon import Muon
 from mmgpt.training.parallel import is_sharded, plain, shard, zero_of
 from mmgpt.training.parts import parameter_groups, train_only
+from mmgpt.training.reward import Rewards
 
 # A document of two tokens, for a process that has none where all must run the model.
 BLANK = Batch(torch.zeros(2, dtype=torch.long), torch.tensor([False, True]), [2], [""], {})
@@ -52,6 +53,7 @@ class MultimodalModule(L.LightningModule):
         seed: Of all chance in training.
         loss_per: What counts alike: each supervised token of a step, or each document.
         label_smoothing: Share of a target's probability that is spread over the vocabulary; not in validation.
+        rewards: Weighs answers that the model draws, which it then learns from instead of those given.
         metric: What generated answers of the validation samples are scored with, predictions against references.
 
     Raises:
@@ -70,6 +72,7 @@ class MultimodalModule(L.LightningModule):
         seed: int = 0,
         loss_per: LossPer = "token",
         label_smoothing: float = 0.0,
+        rewards: Rewards | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False  # a step is more than one backward pass
@@ -78,6 +81,7 @@ class MultimodalModule(L.LightningModule):
         self.seed = seed
         self.loss_per: LossPer = loss_per
         self.label_smoothing = label_smoothing
+        self.rewards = rewards
         self.meter = Meter()
         self.broken: dict[str, None] = {}  # why samples were lost, each reason once, in order
         self.position: dict[str, Any] = {}  # in the data, after the last step
@@ -102,14 +106,21 @@ class MultimodalModule(L.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
-        whole = step.count if self.loss_per == "token" else step.documents
-        total = torch.zeros((), device=self.device)
+        if self.rewards is not None:
+            self.model.eval()  # what is learned from is to be what the model says
+        whole = step.count if self.loss_per == "token" and self.rewards is None else step.documents
+        total, rewards = torch.zeros((), device=self.device), list[float]()
         for batch in step.batches:
             if batch is None and processes == 1:
                 continue
-            own = self._loss(batch, self.loss_per, self.label_smoothing)
+            if batch is not None and self.rewards is not None:
+                drawn = self.rewards.draw(self.model, batch, f"{self.seed} {number}")
+                rewards += drawn.rewards
+                own = self.model.loss(drawn.batch, weights=drawn.weights)
+            else:
+                own = self._loss(batch, self.loss_per, self.label_smoothing)
             loss = own.share(whole, len(step.batches))
-            if batch is not None and number % LOGGED == 0:
+            if batch is not None and self.rewards is None and number % LOGGED == 0:
                 self.meter.learned(batch, own)
             total += loss.detach()
             if loss.requires_grad:  # where adapters alone are trained, a batch of texts teaches nothing
@@ -129,10 +140,11 @@ class MultimodalModule(L.LightningModule):
             group["lr"] = factor * group["initial_lr"]
         optimizer.step()
         if number % LOGGED == 0 or number == 1:
-            (mean,) = summed(float(total))
+            mean, reward, count = summed(float(total), sum(rewards), len(rewards))
+            learned = {"loss": mean} if self.rewards is None else {"reward": reward / count}
             losses = {f"loss/{name}": loss for name, loss in self.meter.means().items() if name}
             rate = factor * self.optimizer.learning_rate
-            self.log_dict({"loss": mean, **losses, "gradient": norm, "learning_rate": rate}, batch_size=step.count)
+            self.log_dict({**learned, **losses, "gradient": norm, "learning_rate": rate}, batch_size=step.count)
 
     def on_train_epoch_end(self) -> None:
         if not self.trainer.global_step:  # nor in any other process
@@ -149,6 +161,7 @@ class MultimodalModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.validated, self.matched, self.mistaken = Meter(), Meter(), Meter()
         self.paired = torch.zeros(2)  # sum of the loss of pairs, batches
+        self.greedy: list[float] = []  # rewards
 
     def validation_step(self, step: Step, index: int) -> None:
         self._note_broken(step)
@@ -157,6 +170,8 @@ class MultimodalModule(L.LightningModule):
             self.paired += torch.tensor([float(loss.pair), 1 / self.trainer.world_size])
             if batch is not None:
                 self.validated.learned(batch, loss)
+            if batch is not None and self.rewards is not None:
+                self.greedy += self.rewards.greedy(self.model, batch)
             if self.model.pair is None:  # what a medium is worth: by how much the loss grows with another in its place
                 spoilt, changed = exchanged(batch) if batch is not None else (None, set())
                 wrong = self._loss(spoilt)
@@ -170,6 +185,9 @@ class MultimodalModule(L.LightningModule):
         if "" in losses:
             self.log("val_loss", losses.pop("") + pair / max(1.0, batches), prog_bar=True)
             self.log_dict({f"val_loss/{name}": loss for name, loss in losses.items()})
+        if self.rewards is not None:
+            reward, count = summed(sum(self.greedy), len(self.greedy))
+            self.log("val_reward", reward / max(1.0, count), prog_bar=True)
         self.log_dict({f"val_gap/{name}": loss - right[name] for name, loss in wrong.items() if name})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]

@@ -88,6 +88,6 @@ def _found(assistant: Assistant, samples: Sequence[Sample]) -> tuple[list[TaskSc
 
 
 def read_curve(out: Path) -> list[dict[str, float]]:
-    """The rows of OUT/metrics.csv: step, loss, val_loss where logged."""
+    """The rows of OUT/metrics.csv: step, loss, val_loss and the like where logged."""
     with (out / "metrics.csv").open(newline="") as file:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]

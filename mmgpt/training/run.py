@@ -46,6 +46,7 @@ from mmgpt.training.module import CaptioningModule, MultimodalModule, QAModule
 from mmgpt.training.parallel import end_with_first, processes
 from mmgpt.training.parts import print_parts
 from mmgpt.training.record import record
+from mmgpt.training.reward import Rewards
 from mmgpt.training.state import check_config, forget_finished, read_finished, save_finished, states
 
 PRESETS: dict[str, type[MultimodalModule]] = {"captions": CaptioningModule, "coco": CaptioningModule}
@@ -126,7 +127,14 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
         model.encoders["audio"].augment = True  # type: ignore[assignment]
     preset = PRESETS.get(config.data.format, QAModule)
     module = preset(
-        model, config.optimizer, config.train, config.lora, config.seed, config.loss_per, config.label_smoothing
+        model,
+        config.optimizer,
+        config.train,
+        config.lora,
+        config.seed,
+        config.loss_per,
+        config.label_smoothing,
+        _rewards(config, data, model),
     )
     caches = prepare(model, config, precision(config.precision))
     processor = Processor(model.config, tokenizer, caches=caches)
@@ -176,6 +184,26 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
     if trainer.is_global_zero:
         save_finished(out, {"config": decisive, "seconds": round(state.seconds, 1), "broken": broken})
     return Run(out, state.seconds, val_samples, broken, trainer.is_global_zero)
+
+
+def _rewards(config: TrainConfig, data: Data, model: MultimodalGPT) -> Rewards | None:
+    """What a run by reward learns from. Raises ConfigError for settings and data that do not go with it."""
+    if config.reward is None:
+        return None
+    others = {
+        "sharded": config.sharded,
+        "label_smoothing": config.label_smoothing > 0,
+        "checkpoint_activations": config.checkpoint_activations,
+        "model.pair": model.pair is not None,
+    }
+    if named := [name for name, given in others.items() if given]:
+        raise ConfigError(f"{named[0]}: not together with reward; leave out one of the two")
+    if config.reward.metric != "cider":
+        return Rewards(config.reward, data.tokenizer)
+    if not isinstance(data.train, Sequence):
+        raise ConfigError("reward.metric: cider needs all references at once, and a stream has no end; take another")
+    references = (one.references for sample in data.train for one in sample.exchanges)
+    return Rewards(config.reward, data.tokenizer, references)
 
 
 def data_workers(config: TrainConfig) -> int:
@@ -287,6 +315,12 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"label_smoothing: must be from 0 on and below 1, not {config.label_smoothing}")
     if config.ema is not None and not 0 <= config.ema < 1:
         raise ConfigError(f"ema: must be from 0 on and below 1, such as 0.999, not {config.ema}")
+    if config.reward is not None and config.reward.samples < 2:
+        raise ConfigError(
+            f"reward.samples: must be from 2 on, one to hold against another, not {config.reward.samples}"
+        )
+    if config.reward is not None and config.reward.max_new_tokens < 1:
+        raise ConfigError(f"reward.max_new_tokens: must be from 1 on, not {config.reward.max_new_tokens}")
     augment = config.augment
     if not 0 < augment.crop <= 1:
         raise ConfigError(f"augment.crop: must be above 0 and at most 1, not {augment.crop}")

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from mmgpt.errors import WriteError
-from mmgpt.evaluation.charts import loss_curve
+from mmgpt.evaluation.charts import learning_curve
 from mmgpt.evaluation.contact_sheet import write_contact_sheet
 from mmgpt.evaluation.report import CHOICES, ReportSample, Room, TaskScore, write_report
 from mmgpt.media import Clip, Waveform
@@ -138,13 +138,13 @@ def test_rare_values_of_a_filter_share_a_place(tmp_path):
 
 
 def test_a_curve_of_one_point_is_seen_as_a_dot():
-    figure = loss_curve([{"step": 5, "loss": 1.0}, {"step": 10, "loss": 2.0}, {"step": 10, "val_loss": 4.0}])
+    figure = learning_curve([{"step": 5, "loss": 1.0}, {"step": 10, "loss": 2.0}, {"step": 10, "val_loss": 4.0}])
     dots = re.findall(r'<circle class="(\w+)" cx="([\d.]+)%" cy="([\d.]+)%"', figure)
     assert [(kind, float(x), float(y)) for kind, x, y in dots] == [("train", 100, 50), ("val", 100, 0)]
 
 
 def test_steps_are_told_where_they_are_whole():
-    figure = loss_curve([{"step": 0, "loss": 4.0}, {"step": 12, "loss": 1.0}])
+    figure = learning_curve([{"step": 0, "loss": 4.0}, {"step": 12, "loss": 1.0}])
     steps = re.findall(r'<text x="([\d.]+)%" y="100%"[^>]*>([^<]*)</text>', figure)
     assert [(round(float(x) * 12 / 100, 2), text) for x, text in steps] == [(0, "0"), (5, "5"), (10, "10")]
 

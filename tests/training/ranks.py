@@ -32,13 +32,14 @@ from mmgpt.errors import TrainingError
 from mmgpt.gpt.transformer import GPT
 from mmgpt.model import MultimodalGPT
 from mmgpt.processor import Processor
-from mmgpt.run_config import OptimizerConfig, TrainConfig
+from mmgpt.run_config import OptimizerConfig, RewardConfig, TrainConfig
 from mmgpt.tokenizer import Tokenizer
 from mmgpt.training import callbacks, parallel
 from mmgpt.training.averages import AverageWeights
 from mmgpt.training.callbacks import ShowSamples
 from mmgpt.training.module import BLANK, MultimodalModule
 from mmgpt.training.parallel import gather, is_sharded, own_part, plain
+from mmgpt.training.reward import Rewards
 from mmgpt.training.run import train as train_by_config
 from mmgpt.training.state import load_averages, load_weights, save_state
 
@@ -51,6 +52,7 @@ CASES = {
     "encoders alike": [*[lambda i: None, some_audio] * 2, *[some_image, some_audio] * 2],  # two of each to a batch
     "clip": [some_audio, some_image],
     "siglip": [some_audio, some_image],
+    "by reward": [some_audio, some_image],
 }
 PAIRED = ("clip", "siglip")
 
@@ -86,6 +88,8 @@ def train(case: str, out: Path, crossing: bool = False, sharded: bool = False, *
         config.pair = PairConfig(case, 16, text, heads=2, caption=0.0 if case == "siglip" else 1.0)
     torch.manual_seed(0)
     module = descending(MultimodalGPT(config))
+    if case == "by reward":
+        module.rewards = Rewards(RewardConfig("chrf", samples=3, max_new_tokens=9), tokenizer)
     averages = AverageWeights(0.5)
     trainer = trainer_of(processes, sharded, averages)
     processor = Processor(module.model.config, tokenizer)
@@ -237,7 +241,7 @@ def main(out: Path) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for case in CASES:
         train(case, out, batch_size=4 // processes)
-        if case not in PAIRED:
+        if case not in (*PAIRED, "by reward"):
             train(case, out, sharded=True, batch_size=4 // processes)
     train("text and sound", out, crossing=True, batch_size=4 // processes)
     train("sound and pictures", out, batch_size=2 // processes, accumulate=2)

@@ -33,6 +33,7 @@ CASES = [
     "siglip",
     "text and sound beside the sequence",
     "sound and pictures accumulated",
+    "by reward",
 ]
 WALLS = 40  # and a broken one, so that they do not divide evenly
 

@@ -21,7 +21,7 @@ from walls import train_until, wall_config, write_shards, write_stream, write_wa
 from mmgpt import checkpoint
 from mmgpt.cli.train import save_config
 from mmgpt.errors import DataError, TrainingError, WriteError
-from mmgpt.run_config import AugmentConfig, TrainConfig
+from mmgpt.run_config import AugmentConfig, RewardConfig, TrainConfig
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.run import fit, read, train
 from mmgpt.training.state import read_values, save_state, states
@@ -30,6 +30,7 @@ WAYS = {
     "by samples": {"batch_size": 4},
     "packed": {"batch_size": None, "batch_tokens": 50, "accumulate": 2, "ema": 0.8},  # with workers and Muon
     "stream": {"batch_size": None, "batch_tokens": 50, "accumulate": 2, "steps": 9},  # with workers
+    "by reward": {"batch_size": 4, "reward": RewardConfig("f1", samples=3, max_new_tokens=6)},
     "two processes": {"batch_size": 2, "devices": 2},
     "divided among two": {"batch_size": 2, "devices": 2, "sharded": True, "save_every": 2},  # after validation, too
 }

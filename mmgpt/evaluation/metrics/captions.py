@@ -7,7 +7,8 @@ against `references[i]`, a list of one or more texts. Scores are fractions; pape
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -125,33 +126,55 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
 def cider_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """CIDEr-D of each sample; their mean is `cider`."""
     check(candidates, references)
-    truths = [[_all_ngrams(truth) for truth in group] for group in references]
-    frequency = Counter(ngram for group in truths for ngram in set().union(*group))
-    samples = math.log(len(candidates))
+    scorer = CiderD(references)
+    return [scorer(candidate, group) for candidate, group in zip(candidates, references, strict=True)]
 
-    def weigh(counts: Counter[Ngram]) -> tuple[dict[Ngram, float], list[float], int]:
-        """TF-IDF weight of each n-gram, their norm for each n, the length (in bigrams, as the original has it)."""
-        weights = {ngram: count * (samples - math.log(max(1, frequency[ngram]))) for ngram, count in counts.items()}
+
+@dataclass(frozen=True)
+class _Weighed:
+    """The TF-IDF weight of each n-gram of a text, their norm for each n, and its length in bigrams, as the original
+    has it.
+    """
+
+    weights: dict[Ngram, float]
+    norms: list[float]
+    length: int
+
+
+class CiderD:
+    """CIDEr-D of one text after another: `corpus`, the references of many samples, tells how rare an n-gram is."""
+
+    def __init__(self, corpus: Iterable[Sequence[str]]):
+        self._frequency: Counter[Ngram] = Counter()
+        samples = 0
+        for group in corpus:
+            self._frequency.update(set().union(*map(_all_ngrams, group)))
+            samples += 1
+        self._samples = math.log(max(1, samples))
+        self._reference = lru_cache(1 << 16)(self._weighed)  # each is held against many candidates
+
+    def __call__(self, candidate: str, references: Sequence[str]) -> float:
+        own = self._weighed(candidate)
+        score = 0.0
+        for truth in map(self._reference, references):
+            penalty = math.exp(-((own.length - truth.length) ** 2) / (2 * SIGMA**2))
+            for ngram, weight in own.weights.items():
+                n = len(ngram) - 1
+                if ngram in truth.weights and own.norms[n] * truth.norms[n]:
+                    product = min(weight, truth.weights[ngram]) * truth.weights[ngram]
+                    score += penalty * product / (own.norms[n] * truth.norms[n])
+        return 10 * score / NGRAMS / len(references)
+
+    def _weighed(self, text: str) -> _Weighed:
+        counts = _all_ngrams(text)
+        weights = {
+            ngram: count * (self._samples - math.log(max(1, self._frequency[ngram]))) for ngram, count in counts.items()
+        }
         squares = [0.0] * NGRAMS
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight**2
         length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
-        return weights, [math.sqrt(square) for square in squares], length
-
-    scores = []
-    for candidate, group in zip(candidates, truths, strict=True):
-        weights, norms, length = weigh(_all_ngrams(candidate))
-        score = 0.0
-        for truth in group:
-            truth_weights, truth_norms, truth_length = weigh(truth)
-            penalty = math.exp(-((length - truth_length) ** 2) / (2 * SIGMA**2))
-            for ngram, weight in weights.items():
-                n = len(ngram) - 1
-                if ngram in truth_weights and norms[n] * truth_norms[n]:
-                    product = min(weight, truth_weights[ngram]) * truth_weights[ngram]
-                    score += penalty * product / (norms[n] * truth_norms[n])
-        scores.append(10 * score / NGRAMS / len(group))
-    return scores
+        return _Weighed(weights, [math.sqrt(square) for square in squares], length)
 
 
 def _ngrams(words: Sequence[str], n: int) -> Counter[Ngram]:
