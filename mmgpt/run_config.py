@@ -162,6 +162,7 @@ class AugmentConfig:
             of colour and sharpness. 0 for none.
         magnitude: Their strength, 0 to 30.
         spec: Mask bands and stretches of spectrograms (SpecAugment, Park et al. 2019).
+        hide: Share of the clips with sound whose frames are hidden (modality dropout, Shi et al. 2022).
     """
 
     crop: float = 1.0
@@ -169,6 +170,7 @@ class AugmentConfig:
     randaugment: int = 0
     magnitude: int = 9
     spec: bool = False
+    hide: float = 0.0
 
     @property
     def pictures(self) -> bool:

@@ -25,17 +25,20 @@ MMGPT = Path(sys.executable).with_name("mmgpt")
 @dataclass(frozen=True)
 class Recipe:
     """What is evaluated: answers as those of a task, how they are decoded, and on what: data as they are published, or
-    those that prepare_data.py makes, by its name of them or else the recipe's own.
+    those that prepare_data.py makes, by its name of them or else the recipe's own. `after` is the recipe whose model it
+    goes on from.
     """
 
     task: str | None
     evaluate: tuple[str, ...] = ()
     format: str = "parquet"
     prepared: str | None = None
+    after: str | None = None
 
 
 RECIPES = {
     "flickr8k": Recipe("caption", ("--beams", "3"), "captions"),
+    "flickr8k_cider": Recipe("caption", ("--beams", "3"), "captions", after="flickr8k"),
     "spoken_digits": Recipe("transcribe", format="sounds"),
     "easy_vqa": Recipe("ask"),
     "daquar": Recipe("ask"),
@@ -91,6 +94,8 @@ def main() -> None:
         data = Path("runs/data") / f"{prepared}.parquet"
         if not data.exists():
             run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)
+    if recipe.after is not None:
+        train(CONFIGS / f"{recipe.after}.yaml", Path("runs") / recipe.after, "--data.path", data)
     train(CONFIGS / f"{args.name}.yaml", out, "--data.path", data, *rest)
     shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
     what = ("--format", recipe.format, "--data", data, "--out", out / "eval")

@@ -24,6 +24,9 @@ class VideoEncoder(Encoder):
 
     The image and audio encoder are not copied: a model that also sees pictures and hears sounds shares them.
 
+    `hide`, if set, is the share of clips with sound whose frames' tokens are zero in training mode, so that a model
+    that could learn clips by heart by their looks has to listen (modality dropout, as in AV-HuBERT, Shi et al. 2022).
+
     Args:
         config: The configuration.
         image: Encodes the frames.
@@ -38,6 +41,7 @@ class VideoEncoder(Encoder):
         self.config: VideoEncoderConfig = replace(config, width=image.width)
         self.image = image
         self.audio = audio if config.sound else None
+        self.hide = 0.0
         self.time = nn.Linear(image.width, image.width)
         self.place = nn.Linear(image.width, image.width, bias=False)
         self.change = nn.Linear(image.width, image.width, bias=False)
@@ -66,6 +70,10 @@ class VideoEncoder(Encoder):
             x = layer(x)
         tokens = x.flatten(1, 2)
         tracks = self._sound_tokens(list(sounds or [None] * len(frames)), tokens)
+        if self.training and self.hide:
+            heard = torch.tensor([len(track) > 0 for track in tracks], device=tokens.device)
+            hidden = heard & (torch.rand(len(tokens), device=tokens.device) < self.hide)
+            tokens = tokens.masked_fill(hidden[:, None, None], 0)
         return ragged([torch.cat([one, track]) for one, track in zip(tokens, tracks, strict=True)])
 
     def forward_features(self, frames: Tensor, layers: Sequence[int]) -> list[Tokens]:

@@ -125,6 +125,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
 
     if config.augment.spec and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
+    if config.augment.hide and "video" in model.encoders:
+        model.encoders["video"].hide = config.augment.hide  # type: ignore[assignment]
     preset = PRESETS.get(config.data.format, QAModule)
     module = preset(
         model,
@@ -328,6 +330,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"augment.randaugment: must be a whole number from 0 on, not {augment.randaugment}")
     if not 0 <= augment.magnitude <= 30:
         raise ConfigError(f"augment.magnitude: must be a whole number from 0 to 30, not {augment.magnitude}")
+    if not 0 <= augment.hide < 1:
+        raise ConfigError(f"augment.hide: must be from 0 on and below 1, not {augment.hide}")
     if config.data.format == "hf_stream" and config.steps is None:
         raise ConfigError("steps: how many samples a stream has is unknown; say after how many steps to end")
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -88,6 +90,26 @@ def test_sound_tokens_follow_the_frames(encoder):
     torch.testing.assert_close(heard[:, :6], silent)
     track, _ = encoder.audio([sound(3000)])
     torch.testing.assert_close(heard[:, 6:], encoder.sound(track))
+
+
+def test_frames_of_some_clips_with_sound_are_hidden_in_training_alone(encoder):
+    own, sounds = copy.deepcopy(encoder).train(), [sound(4000)] * 40
+    frames = clips(1).repeat(40, 1, 1, 1, 1)
+    with torch.no_grad():
+        plain, lengths = own(frames, sounds)
+        own.hide = 0.5
+        torch.manual_seed(0)
+        tokens, _ = own(frames, sounds)
+        mute, _ = own(frames)
+        assert torch.equal(own.eval()(frames, sounds)[0], plain)
+    seen = own.config.frames * own.config.grid[0] * own.config.grid[1]
+    assert seen < int(lengths[0])
+    hidden = [not bool(one[:seen].any()) for one in tokens]
+    assert 10 < sum(hidden) < 30
+    for one, other, gone in zip(tokens, plain, hidden, strict=True):
+        assert torch.equal(one[seen:], other[seen:])  # the sound stays
+        assert gone or torch.equal(one, other)
+    assert mute.any(dim=2).all()  # of clips without sound nothing would be left
 
 
 def test_without_audio_encoder_sounds_are_left_out(encoder):

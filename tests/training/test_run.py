@@ -11,7 +11,7 @@ import lightning as L
 import PIL.Image
 import pytest
 import torch
-from tiny import some_audio, tiny_config
+from tiny import some_audio, some_video, tiny_config
 from walls import colour_of, train_until, wall_config, write_shards, write_walls
 
 import mmgpt
@@ -207,11 +207,26 @@ def test_spectrograms_are_masked_while_training_if_so_configured(tmp_path, token
     assert column(tmp_path / "plain", "val_loss") == column(tmp_path / "masked", "val_loss")
 
 
+def test_frames_of_clips_with_sound_are_hidden_while_training_if_so_configured(tmp_path, tokenizer):
+    samples = [Sample((Message.of("user", some_video(i)),), ("a clip",), "ask", f"x:{i}") for i in range(4)]
+    config = wall_config(tmp_path, tmp_path / "plain", epochs=LOGGED)
+    for modality in ("image", "audio", "video"):
+        setattr(config.model, modality, getattr(tiny_config(9), modality))
+    config.model.adapters = tiny_config(9).adapters
+    for name, hide in (("plain", 0.0), ("hidden", 0.5)):
+        changed = replace(config, out=str(tmp_path / name), augment=AugmentConfig(hide=hide))
+        changed.optimizer.learning_rate = 1e-30  # so that validation is of the same weights
+        fit(changed, Data(samples, samples, tokenizer, shuffle=False))
+    assert column(tmp_path / "plain", "loss") != column(tmp_path / "hidden", "loss")
+    assert column(tmp_path / "plain", "val_loss") == column(tmp_path / "hidden", "val_loss")
+
+
 @pytest.mark.parametrize(
     ("augment", "told"),
     [
         (AugmentConfig(crop=0), r"augment\.crop: must be above 0 and at most 1, not 0"),
         (AugmentConfig(crop=1.5), r"augment\.crop: must be above 0 and at most 1, not 1\.5"),
+        (AugmentConfig(hide=1), r"augment\.hide: must be from 0 on and below 1, not 1"),
         (AugmentConfig(randaugment=-1), r"augment\.randaugment: must be a whole number from 0 on, not -1"),
         (
             AugmentConfig(randaugment=1, magnitude=31),
