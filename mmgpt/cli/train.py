@@ -33,6 +33,9 @@ def parse(arguments: list[str]) -> TrainConfig:
     except ArgumentError as error:
         raise ConfigError(f"{options.with_nearest(str(error), parser)} (see mmgpt train --help)") from None
     values = parser.instantiate(parsed).as_dict()
+    given = {argument.partition("=")[0] for argument in arguments}
+    if "--batch_size" in given and "--batch_tokens" not in given:  # it replaces what the file says, as that would it
+        values["batch_tokens"] = None
     return TrainConfig(**{name: value for name, value in values.items() if name != "config"})
 
 

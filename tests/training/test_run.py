@@ -322,6 +322,15 @@ def test_a_budget_of_tokens_takes_the_place_of_a_number_of_samples(tmp_path):
     assert parse([str(tmp_path / "config.yaml")]).batch_size == 16
 
 
+@pytest.mark.parametrize("said", [["--batch_size", "8"], ["--batch_size=8"]])
+def test_a_number_of_samples_takes_the_place_of_a_files_budget_of_tokens(tmp_path, said):
+    (tmp_path / "config.yaml").write_text("batch_tokens: 8192\n")
+    config = parse([str(tmp_path / "config.yaml"), *said])
+    assert (config.batch_size, config.batch_tokens) == (8, None)
+    both = parse([str(tmp_path / "config.yaml"), *said, "--batch_tokens", "512"])
+    assert (both.batch_size, both.batch_tokens) == (None, 512)
+
+
 def test_media_are_decoded_aside_where_there_are_gpus_and_cores_to_spare(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     config = TrainConfig(devices=2)
