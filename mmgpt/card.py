@@ -236,8 +236,8 @@ def _preprocessing(config: ModelConfig) -> list[str]:
 
 
 def _settings(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = ("steps", "minutes", "val_loss", "val_reward", "batch_size", "batch_tokens", "accumulate", "learning_rate")
-    names = (*names, "muon", "precision", "seed")
+    names = ("steps", "minutes", "val_loss", "val_reward", "batch_size", "batch_tokens", "accumulate")
+    names += ("learning_rate", "muon", "precision", "seed")
     return [(name.replace("_", " "), str(training[name])) for name in names if training.get(name) is not None]
 
 

@@ -209,13 +209,7 @@ class MultimodalGPT(nn.Module):
         """Logits (tokens, vocabulary) at every place; training and generation ask for fewer."""
         return self.gpt.head(self.hidden(batch))
 
-    def loss(
-        self,
-        batch: Batch | None,
-        per: LossPer = "token",
-        smoothing: float = 0.0,
-        weights: Tensor | None = None,
-    ) -> Loss:
+    def loss(self, batch: Batch | None, per: LossPer | Tensor = "token", smoothing: float = 0.0) -> Loss:
         """Next-token cross-entropy on the supervised tokens; beside it the loss of pairs, and in training CTC's, too.
 
         Logits are computed at the supervised tokens alone, a chunk at a time, and each medium is encoded once. With
@@ -223,9 +217,9 @@ class MultimodalGPT(nn.Module):
 
         Args:
             batch: Documents; None in a process that has nothing while others have.
-            per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one.
+            per: What counts alike: each supervised token, or each document, whose tokens then share its weight of one;
+                or the weight of every token of each document (documents,), without CTC.
             smoothing: Share of a target's probability that is spread evenly over the vocabulary.
-            weights: Of the documents (documents,), whose every token then counts so much.
         """
         targets = None if batch is None else batch.targets
         if targets is not None and not len(targets):
@@ -244,14 +238,15 @@ class MultimodalGPT(nn.Module):
             count = 0 if targets is None else len(targets)
             return Loss(also, count, also.new_zeros(count), pair)
         hidden = self.hidden(batch, targets - 1)  # targets, width
-        numbers, count = batch.numbers[targets], len(targets)
-        if per == "document":
-            weights, count = 1 / numbers.bincount(minlength=len(batch.lengths)), len(batch.lengths)
-        factors = None if weights is None else weights[numbers]
+        factors, count = None, len(targets)
+        if per != "token":
+            numbers, count = batch.numbers[targets], len(batch.lengths)
+            weights = per if isinstance(per, Tensor) else 1 / numbers.bincount(minlength=count)
+            factors = weights[numbers]
         total, each = self.gpt.loss(hidden, batch.ids[targets], factors, smoothing)
         if self.pair is not None:
             total = total * self.pair.config.caption
-        if ctc is not None:
+        if ctc is not None and not isinstance(per, Tensor):
             total = total + self.config.ctc * ctc.loss(batch, tokens, per)
         return Loss(total + also, count, each, pair)
 

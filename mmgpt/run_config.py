@@ -135,12 +135,14 @@ class RewardConfig:
     training (Rennie et al. 2017). Some are drawn to each prompt, and those that score above the mean of the others are
     made likelier, the rest less likely. It goes on from a model that answers already (`init`), at a lower rate.
 
-    Dropout is off, and the best checkpoint is that of the highest reward of greedy answers to the validation samples.
+    Dropout and CTC are off, of a conversation the last answer alone is learned, and the best checkpoint is that of the
+    highest reward of greedy answers to the validation samples.
 
     Args:
-        metric: What is to be raised, held against all answers given to a prompt: cider (CIDEr-D, with the frequencies
-            of the training samples), chrf, exact_match, f1 (of words), or wer (1 minus the word error rate).
-        samples: Answers drawn to each prompt.
+        metric: What is to be raised, held against the answers that a batch gives to a prompt: cider (CIDEr-D, with the
+            frequencies of the training samples), chrf, exact_match, f1 (of words), or wer (1 minus the word error
+            rate).
+        samples: Answers drawn to each prompt: so many documents a batch then holds of it, however many are given.
         max_new_tokens: Most tokens of each.
     """
 

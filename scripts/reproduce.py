@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mmgpt import checkpoint
 from mmgpt.evaluation.report import number
+from mmgpt.training.state import read_finished
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MMGPT = Path(sys.executable).with_name("mmgpt")
@@ -94,8 +95,8 @@ def main() -> None:
         data = Path("runs/data") / f"{prepared}.parquet"
         if not data.exists():
             run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)
-    if recipe.after is not None:
-        train(CONFIGS / f"{recipe.after}.yaml", Path("runs") / recipe.after, "--data.path", data)
+    if recipe.after is not None and read_finished(before := Path("runs") / recipe.after) is None:
+        train(CONFIGS / f"{recipe.after}.yaml", before, "--data.path", data)
     train(CONFIGS / f"{args.name}.yaml", out, "--data.path", data, *rest)
     shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
     what = ("--format", recipe.format, "--data", data, "--out", out / "eval")

@@ -1,5 +1,4 @@
-"""The charts of the report as inline SVG: a learning curve and the bar of a score. Text alone goes in, no scripts come
-out.
+"""The charts of the report as inline SVG: a learning curve and the bar of a score. Text goes in, no scripts come out.
 
 Lines are drawn in a stretched inner view, labels in the outer one, so text keeps its size at every page width.
 """

@@ -61,11 +61,11 @@ class KeepCheckpoints(L.Callback):
         told = {**self.training, "steps": trainer.global_step}
         if loss is not None:
             told["val_loss"] = round(float(loss), 4)
-        if trainer.is_global_zero:
-            checkpoint.save(self.out / "last", model, self.tokenizer, told, tensors)
         if (reward := trainer.callback_metrics.get("val_reward")) is not None:
             told["val_reward"] = round(float(reward), 4)
             loss = -reward
+        if trainer.is_global_zero:
+            checkpoint.save(self.out / "last", model, self.tokenizer, told, tensors)
         if loss is None or float(loss) < self.best:
             self.best = float(loss) if loss is not None else self.best
             if trainer.is_global_zero:

@@ -59,7 +59,7 @@ class Watch(L.Callback):
 
     tokens_per_second (of the GPT, in all processes), supervised (share of these tokens that are learned), wait (share
     of the time that the model waited for data), fill (share of batch_tokens that batches hold) and memory_gb (the most
-    so far). Validation is not counted.
+    so far). Validation is not counted, and of a run by reward the answers given, not those drawn.
 
     Args:
         batch_tokens: The budget of a batch, if it has one.

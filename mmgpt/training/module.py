@@ -116,7 +116,7 @@ class MultimodalModule(L.LightningModule):
             if batch is not None and self.rewards is not None:
                 drawn = self.rewards.draw(self.model, batch, f"{self.seed} {number}")
                 rewards += drawn.rewards
-                own = self.model.loss(drawn.batch, weights=drawn.weights)
+                own = self.model.loss(drawn.batch, drawn.weights)
             else:
                 own = self._loss(batch, self.loss_per, self.label_smoothing)
             loss = own.share(whole, len(step.batches))

@@ -58,11 +58,11 @@ class Rewards:
     def draw(self, model: MultimodalGPT, batch: Batch, seed: str) -> Drawn:
         """Answers to each prompt of the batch, as the model, in evaluation mode, draws them.
 
-        What is drawn depends on the seed and the prompt alone, not on what shares the batch.
+        What is drawn depends on the seed, the prompt and its references alone, not on what shares the batch.
         """
         asked, count = self.prompts(batch), self.config.samples
         decodings = [
-            Decoding(max_new_tokens=self.config.max_new_tokens, temperature=1.0, n=count, seed=_seed(seed, one.prompt))
+            Decoding(max_new_tokens=self.config.max_new_tokens, temperature=1.0, n=count, seed=_seed(seed, one))
             for one in asked
         ]
         examples, weights, rewards = [], [], []
@@ -99,7 +99,12 @@ class Rewards:
                 raise DataError("reward: plain text answers nothing, so there is nothing to reward; leave it out")
             end = len(example) - example.supervised[::-1].index(True)
             start = max((i + 1 for i in range(end) if not example.supervised[i]), default=0)  # of the last answer
-            media = [(place, item) for place, item in example.media if place < start]
+            opening = self.tokenizer.opening("assistant")
+            if example.ids[max(0, start - len(opening)) : start] != opening or any(
+                place >= start for place, _ in example.media
+            ):
+                raise DataError("reward: an answer with media in it cannot be drawn again; leave such samples out")
+            media = example.media
             prompt = replace(example, ids=example.ids[:start], supervised=[False] * start, media=media)
             reference = self.tokenizer.decode(example.ids[start : end - 1]).strip()  # but for the end token
             name = (*prompt.ids, *((place, id(item)) for place, item in media))
@@ -121,6 +126,6 @@ class Rewards:
         return replace(prompt, ids=[*prompt.ids, *tokens], supervised=[*prompt.supervised, *[True] * len(tokens)])
 
 
-def _seed(seed: str, prompt: Example) -> int:
-    media = [(place, item.digest.hex()) for place, item in prompt.media]
-    return random.Random(f"{seed} {prompt.ids} {media}").getrandbits(62)
+def _seed(seed: str, asked: Asked) -> int:
+    """By what is the same of a sample wherever it is met: its media may be pixels, or tokens that were kept of them."""
+    return random.Random(f"{seed} {asked.prompt.ids} {asked.references}").getrandbits(62)

@@ -35,7 +35,7 @@ from mmgpt.model import MultimodalGPT
 from mmgpt.pairing import check_weights
 from mmgpt.pretrained import fetch
 from mmgpt.processor import Processor
-from mmgpt.run_config import DataConfig, Precision, TrainConfig
+from mmgpt.run_config import DataConfig, Precision, RewardConfig, TrainConfig
 from mmgpt.tokenizer import FILES, Tokenizer
 from mmgpt.training.augment import picture_augment
 from mmgpt.training.averages import AverageWeights
@@ -189,21 +189,13 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
 
 
 def _rewards(config: TrainConfig, data: Data, model: MultimodalGPT) -> Rewards | None:
-    """What a run by reward learns from. Raises ConfigError for settings and data that do not go with it."""
+    """What a run by reward learns from. Raises ConfigError for a model that pairs."""
     if config.reward is None:
         return None
-    others = {
-        "sharded": config.sharded,
-        "label_smoothing": config.label_smoothing > 0,
-        "checkpoint_activations": config.checkpoint_activations,
-        "model.pair": model.pair is not None,
-    }
-    if named := [name for name, given in others.items() if given]:
-        raise ConfigError(f"{named[0]}: not together with reward; leave out one of the two")
+    if model.pair is not None:
+        raise ConfigError("model.pair: not together with reward; leave out one of the two")
     if config.reward.metric != "cider":
         return Rewards(config.reward, data.tokenizer)
-    if not isinstance(data.train, Sequence):
-        raise ConfigError("reward.metric: cider needs all references at once, and a stream has no end; take another")
     references = (one.references for sample in data.train for one in sample.exchanges)
     return Rewards(config.reward, data.tokenizer, references)
 
@@ -317,12 +309,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"label_smoothing: must be from 0 on and below 1, not {config.label_smoothing}")
     if config.ema is not None and not 0 <= config.ema < 1:
         raise ConfigError(f"ema: must be from 0 on and below 1, such as 0.999, not {config.ema}")
-    if config.reward is not None and config.reward.samples < 2:
-        raise ConfigError(
-            f"reward.samples: must be from 2 on, one to hold against another, not {config.reward.samples}"
-        )
-    if config.reward is not None and config.reward.max_new_tokens < 1:
-        raise ConfigError(f"reward.max_new_tokens: must be from 1 on, not {config.reward.max_new_tokens}")
+    if config.reward is not None:
+        _check_reward(config, config.reward)
     augment = config.augment
     if not 0 < augment.crop <= 1:
         raise ConfigError(f"augment.crop: must be above 0 and at most 1, not {augment.crop}")
@@ -334,6 +322,27 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"augment.hide: must be from 0 on and below 1, not {augment.hide}")
     if config.data.format == "hf_stream" and config.steps is None:
         raise ConfigError("steps: how many samples a stream has is unknown; say after how many steps to end")
+
+
+def _check_reward(config: TrainConfig, reward: RewardConfig) -> None:
+    if reward.samples < 2:
+        raise ConfigError(f"reward.samples: must be from 2 on, one to hold against another, not {reward.samples}")
+    if reward.max_new_tokens < 1:
+        raise ConfigError(f"reward.max_new_tokens: must be from 1 on, not {reward.max_new_tokens}")
+    if reward.metric == "cider" and config.data.format == "hf_stream":
+        raise ConfigError("reward.metric: cider needs all references at once, and a stream has no end; take another")
+    others = {
+        "sharded": config.sharded,
+        "loss_per": config.loss_per != "token",
+        "label_smoothing": config.label_smoothing > 0,
+        "checkpoint_activations": config.checkpoint_activations,
+        "augment.spec": config.augment.spec,
+        "augment.hide": config.augment.hide > 0,
+        "model.ctc": config.model.ctc > 0,
+    }
+    for name, given in others.items():
+        if given:
+            raise ConfigError(f"{name}: not together with reward; leave out one of the two")
 
 
 def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence[Sample]]:

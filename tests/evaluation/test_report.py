@@ -143,6 +143,14 @@ def test_a_curve_of_one_point_is_seen_as_a_dot():
     assert [(kind, float(x), float(y)) for kind, x, y in dots] == [("train", 100, 50), ("val", 100, 0)]
 
 
+def test_of_a_reward_the_best_is_the_highest():
+    curve = [{"step": 10, "reward": 0.5, "loss": 3.0}, {"step": 20, "val_reward": 2.0}, {"step": 30, "val_reward": 1.0}]
+    figure = learning_curve(curve, "reward")
+    assert "validation, last 1, highest 2<" in figure
+    assert "training, last 0.5<" in figure
+    assert "Reward over 30 steps" in figure
+
+
 def test_steps_are_told_where_they_are_whole():
     figure = learning_curve([{"step": 0, "loss": 4.0}, {"step": 12, "loss": 1.0}])
     steps = re.findall(r'<text x="([\d.]+)%" y="100%"[^>]*>([^<]*)</text>', figure)

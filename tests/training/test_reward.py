@@ -15,7 +15,8 @@ from mmgpt.data.sample import Sample
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.generation import Decoding, Engine
 from mmgpt.model import MultimodalGPT
-from mmgpt.run_config import OptimizerConfig, RewardConfig
+from mmgpt.processor import Processor
+from mmgpt.run_config import AugmentConfig, OptimizerConfig, RewardConfig
 from mmgpt.training.module import MultimodalModule
 from mmgpt.training.report import read_curve
 from mmgpt.training.reward import Rewards
@@ -103,7 +104,7 @@ def test_its_gradient_is_that_of_the_expected_reward(model, processor, tokenizer
     total = torch.zeros_like(exact)
     for seed in range(100):
         drawn = rewards.draw(model, batch, str(seed))
-        loss = model.loss(drawn.batch, weights=drawn.weights)
+        loss = model.loss(drawn.batch, drawn.weights)
         total -= torch.autograd.grad(loss.sum, model.gpt.transformer.norm.weight)[0] / 100
     assert torch.cosine_similarity(total, exact, dim=0) > 0.98
     assert float(total.norm() / exact.norm()) == pytest.approx(1, abs=0.15)
@@ -149,9 +150,7 @@ def test_a_run_raises_the_reward_and_keeps_the_weights_of_the_highest(taught):
 
 
 def test_dropout_is_off_in_what_is_learned(model, processor, tokenizer):
-    """The same step twice: what is learned from is what the model says, without chance beside the draws."""
-    fresh = MultimodalGPT(model.config)
-    fresh.config.gpt.dropout = 0.9
+    """What is learned from is what the model says, without chance beside the draws."""
     samples = [Sample((Message.of("user", some_audio(i), "What?"),), ("a b", "c"), "ask", f"x:{i}") for i in range(4)]
 
     def learned(dropout: float) -> dict[str, torch.Tensor]:
@@ -177,6 +176,9 @@ def test_dropout_is_off_in_what_is_learned(model, processor, tokenizer):
     [
         ({"reward": RewardConfig(samples=1)}, "reward.samples: must be from 2 on"),
         ({"reward": RewardConfig(max_new_tokens=0)}, "reward.max_new_tokens"),
+        ({"reward": RewardConfig(), "loss_per": "document"}, "loss_per: not together with reward"),
+        ({"reward": RewardConfig(), "augment": AugmentConfig(spec=True)}, r"augment\.spec: not together"),
+        ({"reward": RewardConfig(), "augment": AugmentConfig(hide=0.5)}, r"augment\.hide: not together"),
         ({"reward": RewardConfig(), "label_smoothing": 0.1}, "label_smoothing: not together with reward"),
         ({"reward": RewardConfig(), "checkpoint_activations": True}, "checkpoint_activations: not together"),
     ],
@@ -184,6 +186,28 @@ def test_dropout_is_off_in_what_is_learned(model, processor, tokenizer):
 def test_what_does_not_go_with_a_reward_is_refused(tmp_path, changes, reason):
     with pytest.raises(ConfigError, match=reason):
         train(wall_config(write_walls(tmp_path / "walls"), tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize("media", [[some_image(1)], [some_image(1), "two"], ["one", some_image(1), "two"]])
+@pytest.mark.parametrize("cross", [None, "inside"])
+def test_answers_with_media_in_them_are_refused(processor, tokenizer, cross, media):
+    own = Processor(replace(processor.config, gpt=replace(processor.config.gpt, cross=cross)), tokenizer)
+    prompt = own.encode_prompt([Message.of("user", some_image(0), "What?")])
+    example = own.encode_answer(prompt, Message.of("assistant", *media).parts)
+    with pytest.raises(DataError, match="reward: an answer with media in it"):
+        Rewards(RewardConfig("f1"), tokenizer).prompts(collate([example]))
+
+
+def test_what_is_drawn_is_the_same_whether_features_were_kept_or_not(model, processor, tokenizer):
+    """As a run that is resumed finds in the cache what it had not before."""
+    rewards = Rewards(RewardConfig("f1", samples=3, max_new_tokens=8), tokenizer)
+    (example,) = documents(processor, 0, "a")
+    ((place, item),) = example.media
+    with torch.no_grad():
+        tokens = model.eval().media_tokens("image", [item])[0]
+    kept = replace(example, media=[(place, replace(item, data=tokens, encoded=True, key=b"k"))])
+    one, other = (rewards.draw(model, collate([own]), "seed").batch for own in (example, kept))
+    assert one.ids.tolist() == other.ids.tolist()
 
 
 def test_a_model_that_pairs_is_refused(tmp_path):
