@@ -319,6 +319,19 @@ class ModelConfig:
         return self.adapters.get(modality, AdapterConfig())
 
     @property
+    def encoders(self) -> dict[str, ImageEncoderConfig | AudioEncoderConfig | VideoEncoderConfig]:
+        """Of the modalities it has."""
+        found = {"image": self.image, "audio": self.audio, "video": self.video}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    def with_encoders(self, more: "ModelConfig") -> "ModelConfig":
+        """A copy with the encoders of `more`, and their adapters. Raises ConfigError for what it has already."""
+        for name in (*more.encoders, *more.adapters):
+            if name in self.encoders:
+                raise ConfigError(f"model.{name}: the model has its own; leave it out, with its adapter")
+        return replace(self, adapters=self.adapters | more.adapters, **more.encoders)
+
+    @property
     def answers(self) -> bool:
         """Whether the GPT is trained, and can be asked: not so where media and texts are paired alone."""
         return self.pair is None or self.pair.caption > 0

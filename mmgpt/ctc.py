@@ -37,10 +37,17 @@ class CTC(nn.Module):
     def __init__(self, vocabulary: int, widths: Mapping[str, int]):
         super().__init__()
         self.blank = vocabulary
-        heard = [name for name in IN_TIME if name in widths]
-        self.heads = nn.ModuleDict({name: nn.Linear(widths[name], vocabulary + 1) for name in heard})
+        self.heads = nn.ModuleDict()
+        for name in IN_TIME:
+            if name in widths:
+                self.add(name, widths[name])
         if not self.heads:
             raise ConfigError("model.ctc: sounds and clips alone can be spelled; configure model.audio or model.video")
+
+    def add(self, modality: str, width: int) -> None:
+        """A head for an encoder whose tokens have this width; none where they have no time."""
+        if modality in IN_TIME:
+            self.heads[modality] = nn.Linear(width, self.blank + 1)
 
     def loss(self, batch: Batch, tokens: Mapping[str, Tensor], per: LossPer = "token") -> Tensor:
         """Sum over the documents of -log p(what is supervised in them | their sound or clip), in nats.

@@ -67,30 +67,43 @@ class MultimodalGPT(nn.Module):
             config = dataclasses.replace(config, gpt=self.gpt.config)
         self.encoders = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
-        resolved = dataclasses.replace(config)
+        self.pair: Pairing | None = None
+        self.ctc: CTC | None = None
+        self.config = dataclasses.replace(config, image=None, audio=None, video=None, pair=None, ctc=0.0)
+        self.add_encoders(config)
+        if config.pair is not None:
+            self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, self._widths)
+            self.config.pair = self.pair.config
+        if config.ctc:
+            self.add_ctc(config.ctc)
+        self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
+        self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
+
+    def add_encoders(self, config: ModelConfig) -> None:
+        """Encoders of config, each with its adapter there: so a GPT that reads learns to see, one that sees to hear.
+
+        They are new, and so are their heads where the model pairs or spells; all else stays as it is, but that a model
+        which takes sound tracks of clips hears them from now on. Raises ConfigError for one that there is already.
+        """
+        self.config = self.config.with_encoders(config)
         for modality, build in ENCODERS.items():
             if getattr(config, modality) is None:
                 continue
             encoder = build(getattr(config, modality), self.encoders)
             self.encoders[modality] = encoder
             self.adapters[modality] = Adapter(
-                config.adapter(modality),
+                self.config.adapter(modality),
                 encoder.width,
-                config.gpt.width,
+                self.gpt.config.width,
                 time_only=modality == "audio",
-                beside=config.gpt.cross is not None,
+                beside=self.gpt.config.cross is not None,
             )
-            setattr(resolved, modality, encoder.config)
-        self.pair: Pairing | None = None
-        if config.pair is not None:
-            self.pair = Pairing(config.pair, config.gpt.vocab_size, config.gpt.context, self._widths)
-            resolved.pair = self.pair.config
-        self.config = resolved
-        self.ctc: CTC | None = None
-        if config.ctc:
-            self.add_ctc(config.ctc)
-        self.also: Callable[[MultimodalGPT], Tensor] | None = None  # a term of the loss that training adds
-        self.features: FeatureCache | None = None  # where tokens of inputs with a key are kept
+            setattr(self.config, modality, encoder.config)
+            for heads in (self.pair, self.ctc):
+                if heads is not None:
+                    heads.add(modality, encoder.width)
+        if config.audio is not None and "video" in self.encoders and config.video is None:
+            self.encoders["video"].hear(self.encoders["audio"])  # type: ignore[operator]
 
     def add_ctc(self, weight: float) -> None:
         """Have sound and video encoders spell the answer by themselves, with this weight of the loss; heads are new.

@@ -57,6 +57,10 @@ class Pairing(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07 if clip else 10.0)))  # as in the papers
         self.bias = None if clip else nn.Parameter(torch.tensor(-10.0))
 
+    def add(self, modality: str, width: int) -> None:
+        """A head for an encoder whose tokens have this width."""
+        self.heads[modality] = Head(self.config, width)
+
     def texts(self, texts: Sequence[Tensor]) -> Tensor:
         """Unit vectors (texts, width) of texts by their token ids (tokens,), the end token the last of each."""
         return self.text_head(*self.text(texts))

@@ -1,16 +1,18 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from memory import held
-from tiny import cross_config, seeing, some_audio, some_image, some_video
+from tiny import cross_config, seeing, some_audio, some_image, some_video, tiny_config
 from torch import Tensor
 
+from mmgpt import checkpoint
 from mmgpt.batch import Batch, collate
-from mmgpt.config import AdapterConfig, ModelConfig, VideoEncoderConfig
+from mmgpt.config import AdapterConfig, GPTConfig, ImageEncoderConfig, ModelConfig, PairConfig, VideoEncoderConfig
 from mmgpt.content import Image, Message
 from mmgpt.errors import ConfigError, DataError
 from mmgpt.model import MultimodalGPT
@@ -24,6 +26,13 @@ CONVERSATIONS = [
      Message.of("assistant", "So.")],
     [Message.of("user", some_audio(4, 5100), "and", some_video(5, sound=False)), Message.of("assistant", "Hear.")],
 ]  # fmt: skip
+
+
+PAIRED = [
+    [Message.of("user", some_image(0)), Message.of("assistant", "A red circle.")],
+    [Message.of("user", some_audio(1, 12_000)), Message.of("assistant", "No.")],
+    [Message.of("user", some_video(3)), Message.of("assistant", "Up")],
+]
 
 
 @pytest.fixture(params=[None, "inside", "gated"], scope="module")
@@ -211,3 +220,61 @@ def test_a_frozen_gpt_that_has_read_of_colours_learns_to_see_them_by_cross_atten
     unseen = captions(lambda colour, seed: coloured(colour, seed + 100))
     guesses = model.eval()(unseen)[unseen.targets - 1].argmax(-1)
     assert torch.equal(guesses, unseen.ids[unseen.targets])
+
+
+def test_a_model_with_new_eyes_and_ears_reads_as_before_and_is_that_of_the_whole_configuration(
+    tokenizer, tmp_path
+):
+    whole = tiny_config(len(tokenizer))
+    model = MultimodalGPT(ModelConfig(whole.gpt)).eval()
+    text_batch = collate([Processor(model.config, tokenizer).encode(CONVERSATIONS[1])])
+    before = model(text_batch)
+    model.add_encoders(ModelConfig(image=whole.image, adapters={"image": AdapterConfig("linear")}))
+    model.add_encoders(ModelConfig(audio=whole.audio, video=whole.video, adapters=whole.adapters))
+    assert torch.equal(model.eval()(text_batch), before)
+    expected = MultimodalGPT(replace(whole, adapters={**whole.adapters, "image": AdapterConfig("linear")}))
+    assert model.config == expected.config
+    assert {name: one.shape for name, one in model.state_dict().items()} == {
+        name: one.shape for name, one in expected.state_dict().items()
+    }
+    checkpoint.save(tmp_path, model, tokenizer, {})
+    batch = collate([Processor(model.config, tokenizer).encode(conversation) for conversation in CONVERSATIONS])
+    assert torch.equal(checkpoint.load(tmp_path)[0](batch), model(batch))
+
+
+def test_clips_are_heard_once_a_model_that_takes_their_sound_has_ears(tokenizer):
+    whole = tiny_config(len(tokenizer))
+    silent = replace(whole, audio=None)
+    model = MultimodalGPT(silent).eval()
+    batch = collate([Processor(model.config, tokenizer).encode(CONVERSATIONS[3])])
+    before = model(batch)
+    assert len(before) == len(batch.ids)
+    model.add_encoders(ModelConfig(audio=whole.audio))
+    heard = collate([Processor(model.config, tokenizer).encode(CONVERSATIONS[3])])
+    (clip,) = heard.media["video"].inputs
+    assert clip.grid.suffix > 0
+    assert len(model.eval()(heard)) == len(before) + clip.grid.suffix
+    model = MultimodalGPT(replace(silent, video=replace(whole.video, sound=False))).eval()
+    model.add_encoders(ModelConfig(audio=whole.audio))
+    deaf = collate([Processor(model.config, tokenizer).encode(CONVERSATIONS[3])])
+    assert len(model.eval()(deaf)) == len(before)
+
+
+def test_new_encoders_pair_and_spell_where_the_model_does(tokenizer):
+    whole = tiny_config(len(tokenizer))
+    pair = PairConfig(width=16, text=GPTConfig(width=16, layers=1, heads=2, context=160), heads=2)
+    model = MultimodalGPT(ModelConfig(whole.gpt, audio=whole.audio, pair=pair, ctc=0.3))
+    model.add_encoders(ModelConfig(image=whole.image, video=whole.video))
+    batch = collate([Processor(model.config, tokenizer).encode(conversation) for conversation in PAIRED])
+    model.loss(batch).mean.backward()
+    for name in ("pair.heads.image", "pair.heads.video", "pair.heads.audio", "ctc.heads.video", "ctc.heads.audio"):
+        assert any(one.grad is not None and one.grad.any() for one in model.get_submodule(name).parameters()), name
+
+
+@pytest.mark.parametrize(
+    "more", [ModelConfig(image=ImageEncoderConfig("resnet18")), ModelConfig(adapters={"image": AdapterConfig("linear")})]
+)
+def test_what_a_model_has_is_not_added_again(tokenizer, more):
+    model = MultimodalGPT(tiny_config(len(tokenizer)))
+    with pytest.raises(ConfigError, match=r"model\.image: the model has its own; leave it out"):
+        model.add_encoders(more)

@@ -48,6 +48,11 @@ class VideoEncoder(Encoder):
         self.layers = nn.ModuleList(TimeConvolution(image.width) for _ in range(config.layers))
         self.sound = nn.Linear(self.audio.width, image.width) if self.audio is not None else None
 
+    def hear(self, audio: AudioEncoder) -> None:
+        """Encode sound tracks by this from now on, by weights that are new, if the configuration wants them."""
+        if self.config.sound:
+            self.audio, self.sound = audio, nn.Linear(audio.width, self.width)
+
     def grid(self, sound_samples: int = 0) -> TokenGrid:
         """The tokens of a clip with a sound track of so many samples; 0: none."""
         return video_grid(self.config, self.audio.config if self.audio is not None else None, sound_samples)

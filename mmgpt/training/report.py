@@ -31,7 +31,7 @@ def finish(
     """Evaluate OUT/best on the samples (default: those it validated on) and leave OUT/report.html with its scores.
 
     Those are of its answers, where it was trained to give any, and of retrieval, where it pairs media with texts; then
-    beside what the model of `init` reaches, so that one sees whether it was kept.
+    beside what the model of `init` reaches, so that one sees whether it was kept (not where it took other media).
     """
     judge: Judge | None = score_answer if config.data.format == "world" else None
     assistant = load(run.out / "best")
@@ -40,7 +40,7 @@ def finish(
     evaluation = evaluate(assistant, asked, Decoding(max_new_tokens=48, beams=config.beams), judge=judge)
     if assistant.model.pair is not None:
         found, lost = _found(assistant, samples)
-        if config.init is not None:
+        if config.init is not None and not config.model.encoders:
             before, _ = _found(load(config.init), samples)
             found = [dataclasses.replace(own, before=other.score) for own, other in zip(found, before, strict=True)]
         evaluation.scores.extend(found)

@@ -371,7 +371,9 @@ def load_data(config: DataConfig, seed: int) -> tuple[Iterable[Sample], Sequence
 
 def model_config(config: TrainConfig) -> ModelConfig:
     """Of the model to train: the configuration's own, or that of `init`."""
-    return config.model if config.init is None else _weighed(checkpoint.read_config(config.init), config)
+    if config.init is None:
+        return config.model
+    return _weighed(checkpoint.read_config(config.init).with_encoders(config.model), config)
 
 
 def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
@@ -379,13 +381,15 @@ def make_model(config: TrainConfig, tokenizer: Tokenizer) -> MultimodalGPT:
     if config.init is None:
         return MultimodalGPT(replace(config.model, gpt=replace(config.model.gpt, vocab_size=len(tokenizer))))
     model, _ = checkpoint.load(config.init)
-    _weighed(model.config, config)
-    if model.config.ctc and model.ctc is None:
-        model.add_ctc(model.config.ctc)
     for encoder in (model.config.image, model.config.audio):
         if encoder is not None:
             encoder.frozen = False
-    return model.requires_grad_(True).train()
+    model.requires_grad_(True).train()
+    model.add_encoders(config.model)
+    _weighed(model.config, config)
+    if model.config.ctc and model.ctc is None:
+        model.add_ctc(model.config.ctc)
+    return model
 
 
 def _weighed(model: ModelConfig, config: TrainConfig) -> ModelConfig:
@@ -417,15 +421,18 @@ def make_tokenizer(config: TrainConfig, samples: Iterable[Sample]) -> Tokenizer:
 
 def _check_beside_init(config: TrainConfig, init: str) -> None:
     pair = config.model.pair
-    weights = ModelConfig(pair=pair and PairConfig(weight=pair.weight, caption=pair.caption), ctc=config.model.ctc)
-    for field, new in (("model", config.model != weights), ("data.tokenizer", config.data.tokenizer is not None)):
-        if new:
+    new = ModelConfig(pair=pair and PairConfig(weight=pair.weight, caption=pair.caption), ctc=config.model.ctc)
+    new = replace(new, adapters=config.model.adapters, **config.model.encoders)
+    for field, given in (("model", config.model != new), ("data.tokenizer", config.data.tokenizer is not None)):
+        if given:
             raise ConfigError(f"{field}: init ({init}) has its own; leave out one of the two")
     if checkpoint.locate(init).parent.resolve() in [(Path(config.out) / name).resolve() for name in ("best", "last")]:
         raise ConfigError(f"out: {config.out} is where init lies, which the run would replace; name another folder")
+    begun = checkpoint.read_config(init)
+    begun.with_encoders(config.model)
     if pair is not None:
         check_weights(pair)
-        if checkpoint.read_config(init).pair is None:
+        if begun.pair is None:
             raise ConfigError(f"model.pair: init ({init}) does not pair media with texts; leave it out")
 
 

@@ -110,6 +110,26 @@ def test_what_init_names_goes_on_with_its_own_model_and_tokenizer(learned, tmp_p
     assert changed(before, after) > {"gpt.embedding.weight", "adapters.image.project.weight"}
 
 
+def test_a_gpt_of_ours_that_has_read_learns_to_see(tmp_path):
+    texts, folder = tmp_path / "texts", write_walls(tmp_path / "walls")
+    texts.mkdir()
+    (texts / "walls.txt").write_text("".join(f"{colour_of(i)} wall\n\n" for i in range(60)), "utf-8")
+    options = ["--model.gpt.width", "64", "--model.gpt.layers", "1", "--data.vocab_size", "280"]
+    train(staged("pretrain", texts, tmp_path / "read", "--epochs", "1", *options))
+    new = wall_config(folder, tmp_path / "seen", init=str(tmp_path / "read"), epochs=60, val_every=100)
+    new.model, new.data.vocab_size = replace(new.model, gpt=GPTConfig()), 8192
+    before, begun = weights(tmp_path / "read" / "best"), make_model(new, checkpoint.load(tmp_path / "read")[1])
+    after = begun.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"encoders", "adapters"}
+    assert begun.training
+    assert all(parameter.requires_grad for parameter in begun.parameters())
+    train(new)
+    seen = mmgpt.load(tmp_path / "seen", device="cpu")
+    assert seen.caption(folder / "4.png") == f"{colour_of(4)} wall"
+    assert checkpoint.read_training(checkpoint.resolve(tmp_path / "seen"))["begun_from"]
+
+
 def test_an_encoder_that_was_frozen_is_trained_unless_it_is_frozen_again(tmp_path, tokenizer):
     config = wall_config(tmp_path, tmp_path)
     assert config.model.image is not None
@@ -128,6 +148,7 @@ def test_an_encoder_that_was_frozen_is_trained_unless_it_is_frozen_again(tmp_pat
     ("options", "told"),
     [
         (["--model.gpt.width", "64"], "model: init .* has its own; leave out one of the two"),
+        (["--model.image.name", "resnet18"], r"model\.image: the model has its own; leave it out"),
         (["--data.tokenizer", "somewhere"], r"data\.tokenizer: init .* has its own"),
     ],
 )
