@@ -164,6 +164,7 @@ class AugmentConfig:
             of colour and sharpness. 0 for none.
         magnitude: Their strength, 0 to 30.
         spec: Mask bands and stretches of spectrograms (SpecAugment, Park et al. 2019).
+        frames: Hide stretches of a clip's frames (time masking, Ma et al. 2022).
         hide: Share of the clips with sound whose frames are hidden (modality dropout, Shi et al. 2022).
     """
 
@@ -172,6 +173,7 @@ class AugmentConfig:
     randaugment: int = 0
     magnitude: int = 9
     spec: bool = False
+    frames: bool = False
     hide: float = 0.0
 
     @property
@@ -187,9 +189,10 @@ class TrainConfig:
     Args:
         out: Directory of the run: checkpoints, log, samples, report.
         init: A model of ours to begin with: a checkpoint, a run or a Hub id. Its configuration and tokenizer are those
-            of the run, so that `model` must be left out, and which of its encoders were frozen is forgotten. But for
-            the weights of its losses: where model.pair.weight or model.pair.caption is given, both are set anew, and
-            where model.ctc is, a model that had none has it.
+            of the run, so that `model` must be left out, and which of its encoders were frozen is forgotten. Two things
+            may be given: encoders that it lacks, with their adapters, which are new; and the weights of its losses:
+            where model.pair.weight or model.pair.caption is given, both are set anew, and where model.ctc is, a model
+            that had none has it.
         model: The model, if it is a new one.
         data: The data.
         optimizer: The optimizer and its schedule.

@@ -49,7 +49,7 @@ RECIPES = {
     "xquad": Recipe(None),
     "grid_sound": Recipe("transcribe", format="sounds"),
     "grid_lips": Recipe("transcribe", prepared="grid"),
-    "grid_both": Recipe("transcribe", prepared="grid"),
+    "grid_both": Recipe("transcribe", prepared="grid", after="grid_sound"),
     "shakespeare": Recipe(None, format="texts"),
     "fashion_pixels": Recipe(None),
 }
@@ -62,9 +62,29 @@ def run(program: str | Path, *arguments: str | Path) -> None:
         sys.exit(code)
 
 
+def data_of(name: str, folder: Path) -> Path:
+    """What a recipe trains and evaluates on: the data set's folder, or the file made of it, now if it is not yet."""
+    recipe = RECIPES[name]
+    if recipe.format != "parquet":
+        return folder
+    prepared = recipe.prepared or name
+    data = Path("runs/data") / f"{prepared}.parquet"
+    if not data.exists():
+        run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, folder, data)
+    return data
+
+
 def train(config: Path, out: Path, *arguments: str | Path) -> None:
     """Train by a configuration: a run that was interrupted goes on, one that came to its end is not trained anew."""
     run(MMGPT, "train", "--config", config, "--out", out, "--resume", "true", *arguments)
+
+
+def train_recipe(name: str, folder: Path, *arguments: str) -> None:
+    """Train a recipe's model, and before it the one that it goes on from."""
+    before = RECIPES[name].after
+    if before is not None and read_finished(Path("runs") / before) is None:
+        train_recipe(before, folder)
+    train(CONFIGS / f"{name}.yaml", Path("runs") / name, "--data.path", data_of(name, folder), *arguments)
 
 
 def row(name: str, out: Path) -> str:
@@ -89,17 +109,10 @@ def main() -> None:
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("folder", type=Path)
     args, rest = parser.parse_known_args()
-    recipe, out, data = RECIPES[args.name], Path("runs") / args.name, args.folder
-    if recipe.format == "parquet":
-        prepared = recipe.prepared or args.name
-        data = Path("runs/data") / f"{prepared}.parquet"
-        if not data.exists():
-            run(sys.executable, Path(__file__).with_name("prepare_data.py"), prepared, args.folder, data)
-    if recipe.after is not None and read_finished(before := Path("runs") / recipe.after) is None:
-        train(CONFIGS / f"{recipe.after}.yaml", before, "--data.path", data)
-    train(CONFIGS / f"{args.name}.yaml", out, "--data.path", data, *rest)
+    recipe, out = RECIPES[args.name], Path("runs") / args.name
+    train_recipe(args.name, args.folder, *rest)
     shutil.rmtree(out / "eval", ignore_errors=True)  # answers of the model that was there before
-    what = ("--format", recipe.format, "--data", data, "--out", out / "eval")
+    what = ("--format", recipe.format, "--data", data_of(args.name, args.folder), "--out", out / "eval")
     task = () if recipe.task is None else ("--task", recipe.task)
     run(MMGPT, "eval", out, *what, *task, *recipe.evaluate)
     head = "| data | minutes | parameters | metric and score [95 %] | media shuffled |"

@@ -222,9 +222,7 @@ def test_a_frozen_gpt_that_has_read_of_colours_learns_to_see_them_by_cross_atten
     assert torch.equal(guesses, unseen.ids[unseen.targets])
 
 
-def test_a_model_with_new_eyes_and_ears_reads_as_before_and_is_that_of_the_whole_configuration(
-    tokenizer, tmp_path
-):
+def test_a_model_with_new_eyes_and_ears_reads_as_before_and_is_that_of_the_whole_configuration(tokenizer, tmp_path):
     whole = tiny_config(len(tokenizer))
     model = MultimodalGPT(ModelConfig(whole.gpt)).eval()
     text_batch = collate([Processor(model.config, tokenizer).encode(CONVERSATIONS[1])])
@@ -272,7 +270,8 @@ def test_new_encoders_pair_and_spell_where_the_model_does(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "more", [ModelConfig(image=ImageEncoderConfig("resnet18")), ModelConfig(adapters={"image": AdapterConfig("linear")})]
+    "more",
+    [ModelConfig(image=ImageEncoderConfig("resnet18")), ModelConfig(adapters={"image": AdapterConfig("linear")})],
 )
 def test_what_a_model_has_is_not_added_again(tokenizer, more):
     model = MultimodalGPT(tiny_config(len(tokenizer)))

@@ -13,6 +13,11 @@ from mmgpt.encoders.base import Encoder, Tokens, even, ragged, sinusoids
 from mmgpt.encoders.image import ImageEncoder
 from mmgpt.errors import ConfigError
 
+# Time masking (Ma et al. 2022, Training Strategies for Improved Lip-reading): so many stretches of a clip, each up to
+# this share of its frames.
+MASKS = 3
+LONGEST_MASK = 0.15
+
 
 class VideoEncoder(Encoder):
     """Clips to tokens: each frame's grid averaged down to config.grid, frame by frame, then the sound track's tokens.
@@ -26,6 +31,7 @@ class VideoEncoder(Encoder):
 
     `hide`, if set, is the share of clips with sound whose frames' tokens are zero in training mode, so that a model
     that could learn clips by heart by their looks has to listen (modality dropout, as in AV-HuBERT, Shi et al. 2022).
+    `augment`, if set, hides stretches of each clip's frames at random in training mode (time masking).
 
     Args:
         config: The configuration.
@@ -42,6 +48,7 @@ class VideoEncoder(Encoder):
         self.image = image
         self.audio = audio if config.sound else None
         self.hide = 0.0
+        self.augment = False
         self.time = nn.Linear(image.width, image.width)
         self.place = nn.Linear(image.width, image.width, bias=False)
         self.change = nn.Linear(image.width, image.width, bias=False)
@@ -66,6 +73,8 @@ class VideoEncoder(Encoder):
         """
         (tokens, _) = self.forward_features(frames, [-1])[0]
         x = tokens.unflatten(1, (frames.shape[1], -1))  # batch, time, tokens of a frame, width
+        if self.augment and self.training:
+            x = mask_stretches(x)
         # Pooled cells say little of where they were: each is told its frame and its place in the grid.
         time = self.time(sinusoids(x.shape[1], self.width).to(x))  # time, width
         place = self.place(sinusoids(x.shape[2], self.width).to(x))  # tokens of a frame, width
@@ -96,6 +105,17 @@ class VideoEncoder(Encoder):
             for i, track, length in zip(heard, self.sound(tokens), lengths, strict=True):
                 tracks[i] = track[:length]
         return tracks
+
+
+def mask_stretches(x: Tensor) -> Tensor:
+    """Clips (batch, time, places, width), random stretches of each replaced by its mean over time."""
+    count = x.shape[1]
+    longest, start = torch.rand(2, len(x), MASKS, 1, device=x.device)  # batch, masks, 1
+    length = (longest * (LONGEST_MASK * count + 1)).floor()
+    start = (start * (count - length + 1)).floor()
+    frames = torch.arange(count, device=x.device)
+    hidden = ((frames >= start) & (frames < start + length)).any(dim=1)  # batch, time
+    return torch.where(hidden[:, :, None, None], x.mean(dim=1, keepdim=True), x)
 
 
 class TimeConvolution(nn.Module):

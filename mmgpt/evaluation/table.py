@@ -15,24 +15,23 @@ def print_scores(scores: Sequence[TaskScore], broken: Sequence[str], listed: str
     console = Console()
     groups = list(dict.fromkeys(name for score in scores for name in score.groups))
     table = Table("task", box=None, pad_edge=False)
-    told = [name for name in ("before", "chance") if any(getattr(score, name) is not None for score in scores)]
-    for column in ("score", "95 %", "shuffled", *told, "goal", "n", *groups):
+    beside = {"shuffled": "control", "before": "before", "chance": "chance", "goal": "goal"}
+    told = [column for column, name in beside.items() if any(getattr(score, name) is not None for score in scores)]
+    for column in ("score", "95 %", *told, "n", *groups):
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
         name = score.task if score.metric == JUDGED else f"{score.task}, {score.metric}"
         low_high = "" if score.interval is None else "–".join(score.number(end, 0) for end in score.interval)
-        control = "" if score.control is None else score.shown(score.control)
-        beside = [getattr(score, name) for name in told]
-        more = ["" if value is None else score.shown(value) for value in beside]
-        goal = "" if score.goal is None else score.shown(score.goal)
+        values = [getattr(score, beside[column]) for column in told]
+        more = ["" if value is None else score.shown(value) for value in values]
         own = [score.shown(score.groups[name][0]) if name in score.groups else "" for name in groups]
         colour = {True: "green", False: "red", None: "default"}[score.reached]
-        table.add_row(
-            name, f"[{colour}]{score.shown(score.score)}[/]", low_high, control, *more, goal, str(score.n), *own
-        )
-    console.print()
-    console.print(table)
-    console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
+        table.add_row(name, f"[{colour}]{score.shown(score.score)}[/]", low_high, *more, str(score.n), *own)
+    if scores:
+        console.print()
+        console.print(table)
+    if "shuffled" in told:
+        console.print("\nshuffled: the same questions with the media exchanged among the samples", style="dim")
     for score in scores:
         if score.signature:
             console.print(f"{score.task}, {score.metric}: {score.signature}", style="dim", soft_wrap=True, markup=False)

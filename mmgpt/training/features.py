@@ -40,10 +40,12 @@ def prepare(model: MultimodalGPT, config: TrainConfig, precision: str) -> dict[s
             "augment.spec: masks spectrograms for an encoder that learns, and the audio encoder is frozen; leave out "
             "one of the two"
         )
-    if config.augment.hide and "video" in frozen:
-        raise ConfigError(
-            "augment.hide: hides frames where an encoder learns, and that of clips is frozen; leave out one of the two"
-        )
+    for name, given in (("frames", config.augment.frames), ("hide", config.augment.hide > 0)):
+        if given and "video" in frozen:
+            raise ConfigError(
+                f"augment.{name}: hides frames where an encoder learns, and that of clips is frozen; leave out one of "
+                "the two"
+            )
     if not config.cache:
         return {}
     if not config.cache_gb > 0:

@@ -125,7 +125,8 @@ def fit(config: TrainConfig, data: Data, callbacks: Sequence[L.Callback] = ()) -
 
     if config.augment.spec and "audio" in model.encoders:
         model.encoders["audio"].augment = True  # type: ignore[assignment]
-    if config.augment.hide and "video" in model.encoders:
+    if "video" in model.encoders:
+        model.encoders["video"].augment = config.augment.frames  # type: ignore[assignment]
         model.encoders["video"].hide = config.augment.hide  # type: ignore[assignment]
     preset = PRESETS.get(config.data.format, QAModule)
     module = preset(
@@ -337,6 +338,7 @@ def _check_reward(config: TrainConfig, reward: RewardConfig) -> None:
         "label_smoothing": config.label_smoothing > 0,
         "checkpoint_activations": config.checkpoint_activations,
         "augment.spec": config.augment.spec,
+        "augment.frames": config.augment.frames,
         "augment.hide": config.augment.hide > 0,
         "model.ctc": config.model.ctc > 0,
     }

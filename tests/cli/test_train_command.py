@@ -99,7 +99,7 @@ def test_the_configurations_of_the_project_are_valid(path):
         ("model: {gpt: {widht: 3}}", "model.gpt.widht: unknown; did you mean width?"),
         (
             "augment: true",
-            "augment: has fields of its own (crop, mirror, randaugment, magnitude, spec, hide)",
+            "augment: has fields of its own (crop, mirror, randaugment, magnitude, spec, frames, hide)",
         ),
         ("augment: {miror: true}", "augment.miror: unknown; did you mean mirror?"),
         ("data: {mix: {a: {format: chat}}}", "data.mix.a.path: missing; it has no default"),

@@ -5,6 +5,7 @@ import torch
 
 from mmgpt.config import VideoEncoderConfig, video_grid
 from mmgpt.encoders import AudioEncoder, ImageEncoder, VideoEncoder
+from mmgpt.encoders.video import mask_stretches
 from mmgpt.errors import ConfigError
 
 
@@ -110,6 +111,25 @@ def test_frames_of_some_clips_with_sound_are_hidden_in_training_alone(encoder):
         assert torch.equal(one[seen:], other[seen:])  # the sound stays
         assert gone or torch.equal(one, other)
     assert mute.any(dim=2).all()  # of clips without sound nothing would be left
+
+
+def test_stretches_of_frames_are_hidden_behind_the_mean_in_training_alone(encoder):
+    torch.manual_seed(0)
+    x = torch.randn(200, 20, 2, 4)
+    masked = mask_stretches(x)
+    hidden = (masked != x).flatten(2).any(2)  # clips, frames
+    mean = x.mean(1, keepdim=True).expand_as(x)
+    assert torch.equal(masked[hidden], mean[hidden])
+    lengths = hidden.sum(1)
+    assert lengths.max() <= 9  # three stretches of three frames
+    assert lengths.min() == 0
+    assert 3 < lengths.float().mean() < 4.5  # each 1.5 frames long at the mean, and some overlap
+    assert (hidden.sum(0) > 10).all()  # the first and last frame, too
+    own, frames = copy.deepcopy(encoder).train(), clips(8)
+    with torch.no_grad():
+        plain, _ = own(frames)
+        own.augment = True
+        assert torch.equal(own.eval()(frames)[0], plain)
 
 
 def test_without_audio_encoder_sounds_are_left_out(encoder):

@@ -272,15 +272,33 @@ def test_each_recipe_reads_its_data_as_its_configuration_does(tmp_path, monkeypa
     monkeypatch.setattr(reproduce, "row", lambda name, out: "")
     for name, recipe in reproduce.RECIPES.items():
         commands: list[list[str]] = []
-        monkeypatch.setattr(reproduce, "run", lambda *command, told=commands: told.append([*map(str, command)]))
+
+        def run(*command: object, told: list[list[str]] = commands) -> None:
+            told.append([*map(str, command)])
+            if "prepare_data.py" in told[-1][1]:
+                Path(told[-1][-1]).parent.mkdir(parents=True, exist_ok=True)
+                Path(told[-1][-1]).touch()
+
+        monkeypatch.setattr(reproduce, "run", run)
         monkeypatch.setattr(sys, "argv", ["reproduce.py", name, "published"])
         reproduce.main()
-        *prepared, train, evaluate = commands
-        config = yaml.safe_load(Path(train[train.index("--config") + 1]).read_text("utf-8"))
-        assert recipe.format == config["data"]["format"] == evaluate[evaluate.index("--format") + 1], name
-        path = train[train.index("--data.path") + 1]
+        trained = [command for command in commands if command[1] == "train"]
+        assert [train[train.index("--out") + 1] for train in trained] == [
+            f"runs/{each}" for each in (recipe.after, name) if each
+        ]
+        for train in trained:
+            config = yaml.safe_load(Path(train[train.index("--config") + 1]).read_text("utf-8"))
+            path = train[train.index("--data.path") + 1]
+            if config["data"]["format"] == "parquet":
+                assert path.endswith(".parquet"), train
+                assert Path(path).exists(), train
+            else:
+                assert path == "published", train
+        assert config["data"]["format"] == recipe.format
+        assert config.get("init") == (recipe.after and f"runs/{recipe.after}"), name
+        *_, evaluate = commands
+        assert recipe.format == evaluate[evaluate.index("--format") + 1], name
         assert path == evaluate[evaluate.index("--data") + 1]
-        assert path == (prepared[0][-1] if recipe.format == "parquet" else "published"), name
 
 
 def test_a_row_of_the_results_is_reproduced_by_one_command(tmp_path, monkeypatch, capfd):

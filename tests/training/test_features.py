@@ -210,11 +210,19 @@ def test_only_what_is_changed_at_random_cannot_be_kept(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_masks_for_an_audio_encoder_that_does_not_learn_are_refused(tokenizer, tmp_path, cached):
+@pytest.mark.parametrize(
+    ("augment", "frozen", "told"),
+    [
+        (AugmentConfig(spec=True), "encoders.audio", r"spec: masks .* and the audio encoder is frozen; leave out one"),
+        (AugmentConfig(frames=True), "encoders", r"frames: hides .* that of clips is frozen; leave out one"),
+        (AugmentConfig(hide=0.5), "encoders", r"hide: hides .* that of clips is frozen; leave out one"),
+    ],
+)
+def test_masks_for_an_encoder_that_does_not_learn_are_refused(tokenizer, tmp_path, augment, frozen, told, cached):
     """It is in evaluation mode, in which nothing is masked."""
-    config = TrainConfig(cache=str(tmp_path) if cached else None, augment=AugmentConfig(spec=True))
-    with pytest.raises(ConfigError, match=r"augment\.spec: masks .* and the audio encoder is frozen; leave out one"):
-        prepare(frozen_model(tokenizer, "encoders.audio"), config, "32-true")
+    config = TrainConfig(cache=str(tmp_path) if cached else None, augment=augment)
+    with pytest.raises(ConfigError, match=rf"augment\.{told}"):
+        prepare(frozen_model(tokenizer, frozen), config, "32-true")
     assert prepare(frozen_model(tokenizer, "encoders.image"), replace(config, cache=None), "32-true") == {}
 
 

@@ -178,6 +178,7 @@ def test_dropout_is_off_in_what_is_learned(model, processor, tokenizer):
         ({"reward": RewardConfig(max_new_tokens=0)}, "reward.max_new_tokens"),
         ({"reward": RewardConfig(), "loss_per": "document"}, "loss_per: not together with reward"),
         ({"reward": RewardConfig(), "augment": AugmentConfig(spec=True)}, r"augment\.spec: not together"),
+        ({"reward": RewardConfig(), "augment": AugmentConfig(frames=True)}, r"augment\.frames: not together"),
         ({"reward": RewardConfig(), "augment": AugmentConfig(hide=0.5)}, r"augment\.hide: not together"),
         ({"reward": RewardConfig(), "label_smoothing": 0.1}, "label_smoothing: not together with reward"),
         ({"reward": RewardConfig(), "checkpoint_activations": True}, "checkpoint_activations: not together"),

@@ -207,14 +207,16 @@ def test_spectrograms_are_masked_while_training_if_so_configured(tmp_path, token
     assert column(tmp_path / "plain", "val_loss") == column(tmp_path / "masked", "val_loss")
 
 
-def test_frames_of_clips_with_sound_are_hidden_while_training_if_so_configured(tmp_path, tokenizer):
+@pytest.mark.parametrize("augment", [AugmentConfig(hide=0.5), AugmentConfig(frames=True)])
+def test_frames_of_clips_are_hidden_while_training_if_so_configured(tmp_path, tokenizer, augment):
     samples = [Sample((Message.of("user", some_video(i)),), ("a clip",), "ask", f"x:{i}") for i in range(4)]
     config = wall_config(tmp_path, tmp_path / "plain", epochs=LOGGED)
     for modality in ("image", "audio", "video"):
         setattr(config.model, modality, getattr(tiny_config(9), modality))
     config.model.adapters = tiny_config(9).adapters
-    for name, hide in (("plain", 0.0), ("hidden", 0.5)):
-        changed = replace(config, out=str(tmp_path / name), augment=AugmentConfig(hide=hide))
+    config.model.video.frames = 12
+    for name, changes in (("plain", AugmentConfig()), ("hidden", augment)):
+        changed = replace(config, out=str(tmp_path / name), augment=changes)
         changed.optimizer.learning_rate = 1e-30  # so that validation is of the same weights
         fit(changed, Data(samples, samples, tokenizer, shuffle=False))
     assert column(tmp_path / "plain", "loss") != column(tmp_path / "hidden", "loss")
