@@ -58,7 +58,7 @@ class MultimodalModule(L.LightningModule):
 
     Raises:
         TrainingError: A gradient is not finite; the message names the step and its samples, and the weights are those
-            before it.
+            before it. Or the epochs so far had none but of zero: nothing that they saw goes through what is trained.
     """
 
     metric: Metric = staticmethod(exact_match)
@@ -85,6 +85,7 @@ class MultimodalModule(L.LightningModule):
         self.meter = Meter()
         self.broken: dict[str, None] = {}  # why samples were lost, each reason once, in order
         self.position: dict[str, Any] = {}  # in the data, after the last step
+        self.idle = 0  # steps whose gradient was zero
         train_only(model, train)
         if lora is not None:
             add_lora(model, lora)
@@ -135,6 +136,7 @@ class MultimodalModule(L.LightningModule):
                 f"step {number}: the gradient is not finite (loss {loss:g}); nothing was changed by it. Its samples: "
                 f"{shown(names)}. Lower the learning rate, or look at them"
             )
+        self.idle += not norm
         factor = learning_rate(number, progress(self.trainer, step, number), self.optimizer)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
@@ -150,6 +152,15 @@ class MultimodalModule(L.LightningModule):
         if not self.trainer.global_step:  # nor in any other process
             first = f"; the first: {next(iter(self.broken))}" if self.broken else ""
             raise DataError(f"nothing could be learned from any sample{first}. `mmgpt data check` tells of all")
+        if (
+            self.rewards is None and self.idle == self.trainer.global_step
+        ):  # where answers are rewarded alike it goes on
+            names = (name for name, one in self.model.named_parameters() if one.requires_grad)
+            parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+            raise TrainingError(
+                f"nothing was learned in {self.idle} steps: no gradient reached what is trained ({parts}). "
+                "`mmgpt inspect` shows what the samples have"
+            )
 
     def _loss(self, batch: Batch | None, per: LossPer = "token", smoothing: float = 0.0) -> Loss:
         """A batch's loss; of none, zero, made together with the other processes."""
